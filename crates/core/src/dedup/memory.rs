@@ -1,0 +1,285 @@
+//! The in-memory store: sharded, bounded, exact about time.
+//!
+//! All entries live for the same window, so the order in which they were accepted is the order in which they expire: a
+//! queue beside the map is all the bookkeeping there is. What is in flight is not in the queue and cannot be evicted; how
+//! much of it there is, the admission limit bounds.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::DedupConfig;
+use crate::event::EventKey;
+
+/// Shards, so that events on several cores seldom meet at one lock. A power of two.
+const SHARDS: usize = 64;
+
+/// The accepted event ids of this process, and those in flight.
+#[derive(Debug)]
+pub struct Memory {
+    shards: Box<[Mutex<Shard>]>,
+    window: Duration,
+    accepted_per_shard_max: usize,
+    next_owner: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    entries: HashMap<EventKey, State, BuildHasherDefault<UniformHasher>>,
+    /// Accepted keys with the point at which each is forgotten, oldest first.
+    accepted: VecDeque<(Instant, EventKey)>,
+}
+
+#[derive(Debug)]
+enum State {
+    InFlight {
+        owner: u64,
+        /// Made when the first twin arrives; dropped with the claim, which wakes all who wait.
+        end: Option<watch::Sender<()>>,
+    },
+    Accepted {
+        until: Instant,
+    },
+}
+
+/// What [`Memory::try_claim`] found.
+pub(super) enum Found {
+    Nothing { owner: u64 },
+    InFlight(watch::Receiver<()>),
+    Accepted,
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new(config: &DedupConfig) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            window: config.window,
+            accepted_per_shard_max: config.memory_entries.div_ceil(SHARDS),
+            next_owner: AtomicU64::new(0),
+        }
+    }
+
+    /// How many ids are remembered or in flight.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).entries.len()).sum()
+    }
+
+    /// Whether nothing is remembered and nothing in flight.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn try_claim(&self, key: EventKey) -> Found {
+        let now = Instant::now();
+        let mut shard = self.shard(key);
+        shard.forget_expired(now);
+        match shard.entries.entry(key) {
+            Entry::Vacant(vacant) => {
+                let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+                vacant.insert(State::InFlight { owner, end: None });
+                Found::Nothing { owner }
+            }
+            Entry::Occupied(mut occupied) => match occupied.get_mut() {
+                State::InFlight { end, .. } => {
+                    Found::InFlight(end.get_or_insert_with(|| watch::Sender::new(())).subscribe())
+                }
+                State::Accepted { .. } => Found::Accepted,
+            },
+        }
+    }
+
+    pub(super) fn commit(&self, key: EventKey, owner: u64) {
+        let mut shard = self.shard(key);
+        if shard.is_in_flight_for(key, owner) {
+            let until = Instant::now() + self.window;
+            shard.entries.insert(key, State::Accepted { until });
+            shard.accepted.push_back((until, key));
+            if shard.accepted.len() > self.accepted_per_shard_max {
+                shard.forget_oldest();
+            }
+        }
+    }
+
+    pub(super) fn release(&self, key: EventKey, owner: u64) {
+        let mut shard = self.shard(key);
+        if shard.is_in_flight_for(key, owner) {
+            shard.entries.remove(&key);
+        }
+    }
+
+    fn shard(&self, key: EventKey) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[usize::from(key.as_bytes()[15]) % SHARDS])
+    }
+}
+
+/// A panic while the lock was held leaves a map that is still a map: the store goes on.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shard {
+    fn is_in_flight_for(&self, key: EventKey, claimant: u64) -> bool {
+        matches!(self.entries.get(&key), Some(State::InFlight { owner, .. }) if *owner == claimant)
+    }
+
+    fn forget_expired(&mut self, now: Instant) {
+        while self.accepted.front().is_some_and(|(until, _)| *until <= now) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((until, key)) = self.accepted.pop_front() {
+            debug_assert!(matches!(self.entries.get(&key), Some(State::Accepted { until: kept }) if *kept == until));
+            self.entries.remove(&key);
+        }
+    }
+}
+
+/// Keys are already uniform: eight of their bytes are as good as any hash.
+#[derive(Default)]
+struct UniformHasher(u64);
+
+impl Hasher for UniformHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for (place, byte) in bytes.iter().take(8).enumerate() {
+            self.0 ^= u64::from(*byte) << (8 * place);
+        }
+    }
+
+    /// The length of an array key says nothing.
+    fn write_usize(&mut self, _: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::{EventId, SourceId};
+
+    fn key(number: u32) -> EventKey {
+        EventKey::new(&SourceId::new(0, "test"), &EventId::from_text(number.to_string()))
+    }
+
+    fn memory(entries: usize) -> Memory {
+        Memory::new(&DedupConfig {
+            window: Duration::from_secs(60),
+            memory_entries: entries,
+        })
+    }
+
+    fn accept(memory: &Memory, key: EventKey) {
+        match memory.try_claim(key) {
+            Found::Nothing { owner } => memory.commit(key, owner),
+            _ => panic!("{key:?} is not fresh"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_accepted_id_is_a_duplicate_until_the_window_ends() {
+        let memory = memory(1000);
+        accept(&memory, key(1));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(matches!(memory.try_claim(key(1)), Found::Nothing { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_is_in_flight_is_never_evicted() {
+        let memory = memory(SHARDS);
+        let Found::Nothing { owner } = memory.try_claim(key(0)) else {
+            panic!("fresh")
+        };
+        (1..10_000).for_each(|number| accept(&memory, key(number)));
+        assert!(memory.len() <= SHARDS + 1, "bounded: {}", memory.len());
+        assert!(matches!(memory.try_claim(key(0)), Found::InFlight(_)));
+        memory.commit(key(0), owner);
+        assert!(matches!(memory.try_claim(key(0)), Found::Accepted));
+    }
+
+    #[tokio::test]
+    async fn a_stale_owner_neither_settles_nor_releases_the_claim_of_another() {
+        let memory = memory(1000);
+        let Found::Nothing { owner: stale } = memory.try_claim(key(1)) else {
+            panic!("fresh")
+        };
+        memory.release(key(1), stale);
+        let Found::Nothing { owner } = memory.try_claim(key(1)) else {
+            panic!("released")
+        };
+        memory.commit(key(1), stale);
+        memory.release(key(1), stale);
+        assert!(matches!(memory.try_claim(key(1)), Found::InFlight(_)));
+        memory.commit(key(1), owner);
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn of_many_at_once_exactly_one_gets_the_claim() {
+        let memory = Arc::new(memory(1000));
+        for round in 0..200 {
+            let claims: Vec<_> = (0..8)
+                .map(|_| {
+                    let memory = Arc::clone(&memory);
+                    tokio::spawn(async move { matches!(memory.try_claim(key(round)), Found::Nothing { .. }) })
+                })
+                .collect();
+            let mut fresh = 0;
+            for claim in claims {
+                fresh += usize::from(claim.await.expect("no panic"));
+            }
+            assert_eq!(fresh, 1);
+        }
+    }
+
+    proptest! {
+        /// Against a model that is a plain map: any sequence of claims, commits, releases and waits.
+        #[test]
+        fn it_behaves_like_a_plain_map(steps in proptest::collection::vec((0_u8..4, 0_u32..6, 0_u64..40), 1..200)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+            runtime.block_on(async {
+                let memory = memory(100_000);
+                let mut in_flight: HashMap<u32, u64> = HashMap::new();
+                let mut accepted: HashMap<u32, Instant> = HashMap::new();
+                for (step, number, seconds) in steps {
+                    accepted.retain(|_, until| *until > Instant::now());
+                    match step {
+                        0 => match memory.try_claim(key(number)) {
+                            Found::Nothing { owner } => {
+                                assert!(!accepted.contains_key(&number));
+                                assert_eq!(in_flight.insert(number, owner), None);
+                            }
+                            Found::InFlight(_) => assert!(in_flight.contains_key(&number)),
+                            Found::Accepted => assert!(accepted.contains_key(&number)),
+                        },
+                        1 => if let Some(owner) = in_flight.remove(&number) {
+                            memory.commit(key(number), owner);
+                            accepted.insert(number, Instant::now() + Duration::from_secs(60));
+                        },
+                        2 => if let Some(owner) = in_flight.remove(&number) {
+                            memory.release(key(number), owner);
+                        },
+                        _ => tokio::time::advance(Duration::from_secs(seconds)).await,
+                    }
+                }
+            });
+        }
+    }
+}

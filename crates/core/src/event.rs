@@ -1,0 +1,192 @@
+//! An event: one webhook as it was received, with its identity and what is known about it.
+
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::{limits::Admitted, trace::Trace};
+
+/// A name from the config together with its place in it, so that per-name state is an index away.
+macro_rules! configured_name {
+    ($(#[$doc:meta])* $type:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+        pub struct $type {
+            index: usize,
+            name: Arc<str>,
+        }
+
+        impl $type {
+            /// The name `name`, the `index`th of its kind in the config.
+            pub fn new(index: usize, name: impl Into<Arc<str>>) -> Self {
+                Self { index, name: name.into() }
+            }
+
+            /// Its place among its kind, from 0, without gaps.
+            pub fn index(&self) -> usize {
+                self.index
+            }
+
+            /// The name as configured.
+            pub fn name(&self) -> &str {
+                &self.name
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.name)
+            }
+        }
+    };
+}
+
+configured_name! {
+    /// Who sends: the name of a `[sources.…]` table.
+    SourceId
+}
+configured_name! {
+    /// Where events go: the name of a `[sinks.…]` table.
+    SinkId
+}
+
+/// What makes a repeat recognisable: the text that one source uses for one event.
+///
+/// Printable ASCII, at most [`EventId::LEN_MAX`] bytes. A longer text is replaced by its SHA-256, so that no sender
+/// decides how much is remembered or how long a header gets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventId(String);
+
+impl EventId {
+    /// Longest id that is kept as it is, in bytes. JSON Lines, headers and logs stay readable with it.
+    pub const LEN_MAX: usize = 512;
+
+    /// The id with this text, which must be printable ASCII already.
+    pub(crate) fn from_text(text: String) -> Self {
+        debug_assert!(
+            text.bytes().all(|byte| byte.is_ascii_graphic()),
+            "ids are encoded before"
+        );
+        if text.len() <= Self::LEN_MAX {
+            Self(text)
+        } else {
+            Self(format!("sha256={}", hex(&Sha256::digest(text))))
+        }
+    }
+
+    /// The id of a body that names none: its SHA-256.
+    pub(crate) fn of_body(body: &[u8]) -> Self {
+        Self(format!("body-sha256={}", hex(&Sha256::digest(body))))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Source and event id, hashed to a fixed size: the key of every dedup store.
+///
+/// The first 16 bytes of SHA-256 over `source`, a zero byte, and the id: no source can produce another's key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EventKey([u8; 16]);
+
+impl EventKey {
+    /// The key of `id` as sent by `source`.
+    pub fn new(source: &SourceId, id: &EventId) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(source.name());
+        hash.update([0]);
+        hash.update(id.as_str());
+        let mut key = [0; 16];
+        key.copy_from_slice(&hash.finalize()[..16]);
+        Self(key)
+    }
+
+    /// The key's bytes, uniformly distributed.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for EventKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+/// One webhook, read but not changed.
+#[derive(Debug)]
+pub struct Event {
+    /// Who sent it.
+    pub source: SourceId,
+    /// What it is called.
+    pub id: EventId,
+    /// Source and id as one fixed-size key.
+    pub key: EventKey,
+    /// What happened, like `openclaw.run.finished`.
+    pub event_type: Arc<str>,
+    /// Values that routes and consumers want without parsing the body, in the config's order.
+    pub attributes: Vec<(Arc<str>, String)>,
+    /// When its last byte arrived.
+    pub received_at: SystemTime,
+    /// The sender's Content-Type, as sent.
+    pub content_type: Option<String>,
+    /// The sender's Content-Encoding, as sent. The body is passed on as it came, never decompressed.
+    pub content_encoding: Option<String>,
+    /// Headers of the sender that the config lists under `forward_headers`; names in lower case.
+    pub forwarded_headers: Vec<(Arc<str>, String)>,
+    /// The sender's W3C trace context, if it sent a valid one.
+    pub trace: Option<Trace>,
+    /// The body, byte for byte.
+    pub body: Bytes,
+    /// Its place among what is in flight, kept until the last sink is done with it.
+    pub admitted: Admitted,
+}
+
+impl Event {
+    /// The value of the attribute `name`.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find(|(key, _)| &**key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_source_can_produce_the_key_of_another() {
+        let key = |source: &str, id: &str| EventKey::new(&SourceId::new(0, source), &EventId::from_text(id.to_owned()));
+        assert_ne!(key("ab", "c"), key("a", "bc"));
+        assert_eq!(key("a", "b"), key("a", "b"));
+    }
+
+    #[test]
+    fn an_overlong_id_becomes_its_hash() {
+        let longest = EventId::from_text("x".repeat(EventId::LEN_MAX));
+        let longer = EventId::from_text("x".repeat(EventId::LEN_MAX + 1));
+        assert_eq!(longest.as_str().len(), EventId::LEN_MAX);
+        assert!(longer.as_str().starts_with("sha256="), "{longer}");
+    }
+}

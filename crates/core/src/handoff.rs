@@ -1,0 +1,101 @@
+//! The last proofs: that every required destination has the event, and that a 2xx is therefore true.
+
+use crate::{
+    auth::AuthFailure,
+    event::{EventId, EventKey},
+    identity::Malformed,
+    route::Plan,
+    sink::Receipt,
+};
+
+/// Every required destination of one event has acknowledged it.
+#[derive(Debug)]
+pub struct Handoff {
+    event: EventKey,
+}
+
+impl Handoff {
+    /// Adds up `receipts`; `None` when a required leg of `plan` has none among them.
+    pub fn complete(plan: &Plan, receipts: &[Receipt]) -> Option<Self> {
+        let received = |leg: usize| receipts.iter().any(|receipt| receipt.is_for(plan.event(), leg));
+        let mut required = plan.legs().iter().filter(|leg| leg.required);
+        required
+            .all(|leg| received(leg.index))
+            .then(|| Self { event: plan.event() })
+    }
+
+    pub(crate) fn event(&self) -> EventKey {
+        self.event
+    }
+}
+
+/// The only thing that is answered with a 2xx.
+///
+/// Made by settling a claim with its [`Handoff`], from a known duplicate of such an event, or for an event that the
+/// operator's config tells to drop.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    as_what: AcceptedAs,
+    event: EventId,
+}
+
+/// Why an event is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptedAs {
+    /// Every required destination has it.
+    Delivered,
+    /// An earlier one with the same id was accepted.
+    Duplicate,
+    /// `unrouted.action = "drop"` says that it is not wanted.
+    Dropped,
+}
+
+impl Accepted {
+    pub(crate) fn new(as_what: AcceptedAs, event: EventId) -> Self {
+        Self { as_what, event }
+    }
+
+    /// Why it is accepted.
+    pub fn as_what(&self) -> AcceptedAs {
+        self.as_what
+    }
+
+    /// The event's id.
+    pub fn event(&self) -> &EventId {
+        &self.event
+    }
+}
+
+/// Why a request is not accepted. What of it the sender is told is decided where it is answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Nobody knows who sent it.
+    #[error("not authenticated: {0}")]
+    Unauthenticated(AuthFailure),
+    /// It is no event.
+    #[error(transparent)]
+    Malformed(Malformed),
+    /// No route takes it.
+    #[error("no route takes this event")]
+    Unrouted,
+    /// Its twin is being published and did not finish in time.
+    #[error("the same event is being published")]
+    InProgress,
+    /// A required destination did not take it. It is not remembered, so a repeat is tried anew.
+    #[error("not handed off: {0:?}")]
+    NotHandedOff(Miss),
+}
+
+/// How a handoff failed: the answer that helps the sender most, over all legs.
+///
+/// Ordered: where legs fail in several ways, the highest is told. An unknown outcome says most, and one that a retry can
+/// mend comes before one that it cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Miss {
+    /// A broker will never take it.
+    Rejected,
+    /// A broker cannot take it now.
+    Unavailable,
+    /// A broker did not answer: it may be stored.
+    Unknown,
+}

@@ -1,0 +1,483 @@
+//! What a request is called: its event id, type and attributes, read from verified headers and body.
+
+use std::{fmt, sync::Arc};
+
+use http::{HeaderMap, HeaderName};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{
+    event::EventId,
+    json::{JsonError, Pointer, Value, WatchedPaths},
+};
+
+/// Why an authenticated request is no event. The text goes to the sender too, who is known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The source demands JSON and the body is none.
+    #[error("the body is not JSON: {0}")]
+    NotJson(JsonError),
+    /// Two values stand where one is read from.
+    #[error("the body is ambiguous: {0}")]
+    Ambiguous(JsonError),
+    /// A header that the event id is read from was sent more than once.
+    #[error("the header {0} was sent more than once")]
+    RepeatedHeader(HeaderName),
+    /// No candidate of `event_id` gave an id.
+    #[error("no event id: none of the configured candidates is in the request")]
+    NoEventId,
+}
+
+/// A place in a request: a JSON pointer into the body (`/job/id`) or a header (`header:x-github-delivery`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldRef {
+    /// A value in the JSON body.
+    Body(Pointer),
+    /// A request header.
+    Header(HeaderName),
+}
+
+impl FieldRef {
+    /// Parses `/pointer` or `header:name`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("header:") {
+            Some(name) => name
+                .parse()
+                .map(Self::Header)
+                .map_err(|_| format!("{name:?} is not a header name; write \"header:x-request-id\"")),
+            None => Pointer::parse(text)
+                .map(Self::Body)
+                .map_err(|error| format!("{error}; a header is \"header:name\"")),
+        }
+    }
+}
+
+impl fmt::Display for FieldRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Body(pointer) => pointer.fmt(f),
+            Self::Header(name) => write!(f, "header:{name}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for FieldRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for FieldRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// One candidate for the event id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdCandidate {
+    /// These values together; written as a list, or as one string for one value.
+    Fields(Vec<FieldRef>),
+    /// The SHA-256 of the body; written `"body-sha256"`. Always there.
+    BodySha256,
+}
+
+impl<'de> Deserialize<'de> for IdCandidate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Candidate;
+        impl<'de> de::Visitor<'de> for Candidate {
+            type Value = IdCandidate;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of places like [\"/jobId\", \"header:x-request-id\"], or \"body-sha256\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<IdCandidate, E> {
+                match text {
+                    "body-sha256" => Ok(IdCandidate::BodySha256),
+                    _ => FieldRef::parse(text)
+                        .map(|field| IdCandidate::Fields(vec![field]))
+                        .map_err(E::custom),
+                }
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<IdCandidate, A::Error> {
+                let fields: Vec<FieldRef> = Vec::deserialize(de::value::SeqAccessDeserializer::new(seq))?;
+                match fields.is_empty() {
+                    true => Err(de::Error::custom(
+                        "an id made of nothing would be the same for every event",
+                    )),
+                    false => Ok(IdCandidate::Fields(fields)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Candidate)
+    }
+}
+
+impl Serialize for IdCandidate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::BodySha256 => serializer.serialize_str("body-sha256"),
+            Self::Fields(fields) => fields.serialize(serializer),
+        }
+    }
+}
+
+/// Gives an event its type when its fields are as stated.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TypeRule {
+    /// The event type, like `openclaw.run.finished`.
+    pub name: String,
+    /// Places that must hold a value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub present: Vec<FieldRef>,
+    /// Places that must hold exactly this text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub equal: Vec<FieldEquals>,
+}
+
+/// A place and the text that must stand there.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FieldEquals {
+    /// The place.
+    pub field: FieldRef,
+    /// The text.
+    pub value: String,
+}
+
+/// A place with its slot in the values that were read.
+#[derive(Debug)]
+enum Field {
+    Body(usize),
+    Header(HeaderName),
+}
+
+/// Reads identity out of requests, as one source configures it.
+#[derive(Debug)]
+pub struct Identity {
+    paths: WatchedPaths,
+    json_required: bool,
+    id: Vec<Candidate>,
+    types: Vec<Type>,
+    default_type: Arc<str>,
+    attributes: Vec<(Arc<str>, Vec<Field>)>,
+}
+
+#[derive(Debug)]
+enum Candidate {
+    Fields(Vec<(String, Field)>),
+    BodySha256,
+}
+
+#[derive(Debug)]
+struct Type {
+    name: Arc<str>,
+    present: Vec<Field>,
+    equal: Vec<(Field, String)>,
+}
+
+/// What [`Identity`] found.
+pub(crate) struct Identified {
+    pub(crate) id: EventId,
+    pub(crate) event_type: Arc<str>,
+    pub(crate) attributes: Vec<(Arc<str>, String)>,
+}
+
+/// Longest attribute value, in bytes. A longer one counts as absent: it would not fit a header or a subject anyway, and a
+/// cut value would match rules that the whole one does not.
+pub const ATTRIBUTE_LEN_MAX: usize = 1024;
+
+impl Identity {
+    /// Compiles the candidates, rules and attributes of one source.
+    ///
+    /// # Errors
+    /// When more keys of one object are to be read than fit.
+    pub fn compile(
+        id: &[IdCandidate],
+        types: &[TypeRule],
+        default_type: &str,
+        attributes: &[(String, Vec<FieldRef>)],
+        json_required: bool,
+    ) -> Result<Self, String> {
+        let mut paths = WatchedPaths::default();
+        let mut field = |reference: &FieldRef| match reference {
+            FieldRef::Body(pointer) => paths.watch(pointer).map(Field::Body),
+            FieldRef::Header(name) => Ok(Field::Header(name.clone())),
+        };
+        let mut candidates = Vec::new();
+        for candidate in id {
+            candidates.push(match candidate {
+                IdCandidate::BodySha256 => Candidate::BodySha256,
+                IdCandidate::Fields(fields) => {
+                    let labelled = |reference| Ok::<_, String>((label(reference), field(reference)?));
+                    Candidate::Fields(fields.iter().map(labelled).collect::<Result<_, _>>()?)
+                }
+            });
+        }
+        let mut rules = Vec::new();
+        for rule in types {
+            rules.push(Type {
+                name: rule.name.as_str().into(),
+                present: rule.present.iter().map(&mut field).collect::<Result<_, _>>()?,
+                equal: (rule.equal.iter())
+                    .map(|equal| Ok::<_, String>((field(&equal.field)?, equal.value.clone())))
+                    .collect::<Result<_, _>>()?,
+            });
+        }
+        let mut named = Vec::new();
+        for (name, places) in attributes {
+            named.push((
+                name.as_str().into(),
+                places.iter().map(&mut field).collect::<Result<_, _>>()?,
+            ));
+        }
+        Ok(Self {
+            paths,
+            json_required,
+            id: candidates,
+            types: rules,
+            default_type: default_type.into(),
+            attributes: named,
+        })
+    }
+
+    /// Reads id, type and attributes, with one pass over the body.
+    pub(crate) fn identify(&self, headers: &HeaderMap, body: &[u8]) -> Result<Identified, Malformed> {
+        let values = match self.read_body(body) {
+            Ok(values) => values,
+            Err(error @ JsonError::DuplicateKey { .. }) => return Err(Malformed::Ambiguous(error)),
+            Err(error) if self.json_required => return Err(Malformed::NotJson(error)),
+            Err(_) => self.paths.absent(),
+        };
+        let request = Fields { headers, values };
+        Ok(Identified {
+            id: self.event_id(&request, body)?,
+            event_type: self.event_type(&request),
+            attributes: self.attributes(&request),
+        })
+    }
+
+    fn read_body<'a>(&self, body: &'a [u8]) -> Result<Vec<Option<Value<'a>>>, JsonError> {
+        if self.paths.is_empty() && !self.json_required {
+            return Ok(Vec::new());
+        }
+        self.paths.read(body)
+    }
+
+    fn event_id(&self, request: &Fields<'_>, body: &[u8]) -> Result<EventId, Malformed> {
+        for candidate in &self.id {
+            match candidate {
+                Candidate::BodySha256 => return Ok(EventId::of_body(body)),
+                Candidate::Fields(fields) => {
+                    if let Some(id) = request.id_of(fields)? {
+                        return Ok(id);
+                    }
+                }
+            }
+        }
+        Err(Malformed::NoEventId)
+    }
+
+    fn event_type(&self, request: &Fields<'_>) -> Arc<str> {
+        let holds = |rule: &&Type| {
+            rule.present.iter().all(|field| request.text(field).is_some())
+                && rule
+                    .equal
+                    .iter()
+                    .all(|(field, value)| request.text(field) == Some(value))
+        };
+        let rule = self.types.iter().find(holds);
+        Arc::clone(rule.map_or(&self.default_type, |rule| &rule.name))
+    }
+
+    fn attributes(&self, request: &Fields<'_>) -> Vec<(Arc<str>, String)> {
+        let value = |places: &[Field]| {
+            let text = places.iter().find_map(|field| request.text(field))?;
+            (text.len() <= ATTRIBUTE_LEN_MAX).then(|| text.to_owned())
+        };
+        let named = self
+            .attributes
+            .iter()
+            .filter_map(|(name, places)| Some((Arc::clone(name), value(places)?)));
+        named.collect()
+    }
+}
+
+/// The headers and the watched body values of one request.
+struct Fields<'a> {
+    headers: &'a HeaderMap,
+    values: Vec<Option<Value<'a>>>,
+}
+
+impl Fields<'_> {
+    /// The text at `field`; an empty one says nothing and counts as absent.
+    fn text(&self, field: &Field) -> Option<&str> {
+        let text = match field {
+            Field::Body(slot) => self.values[*slot].as_ref()?.as_text()?,
+            Field::Header(name) => self.headers.get(name)?.to_str().ok()?,
+        };
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// The id that `fields` make together, if all of them are there.
+    ///
+    /// The form is `action=finished&runAtMs=1795441803026`: the names are in it, so that two candidates never give the
+    /// same id, and values are escaped, so that no value can pass for two.
+    fn id_of(&self, fields: &[(String, Field)]) -> Result<Option<EventId>, Malformed> {
+        let mut id = String::new();
+        for (label, field) in fields {
+            if let Field::Header(name) = field
+                && self.headers.get_all(name).iter().nth(1).is_some()
+            {
+                return Err(Malformed::RepeatedHeader(name.clone()));
+            }
+            let Some(text) = self.text(field) else { return Ok(None) };
+            if !id.is_empty() {
+                id.push('&');
+            }
+            id.push_str(label);
+            id.push('=');
+            let bare = match field {
+                Field::Body(slot) => !matches!(self.values[*slot], Some(Value::Text(_))) || !reads_as_literal(text),
+                Field::Header(_) => true,
+            };
+            // A string that could be a number or a boolean stands in quotes: `1` is not `"1"`.
+            let quote = if bare { "" } else { "\"" };
+            id.push_str(quote);
+            id.extend(utf8_percent_encode(text, RESERVED));
+            id.push_str(quote);
+        }
+        Ok(Some(EventId::from_text(id)))
+    }
+}
+
+/// What is escaped in the values and names of an id: everything that is not printable ASCII, and what an id is built with.
+const RESERVED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'&').add(b'=');
+
+fn label(field: &FieldRef) -> String {
+    let text = field.to_string();
+    utf8_percent_encode(text.strip_prefix('/').unwrap_or(&text), RESERVED).to_string()
+}
+
+/// Whether `text` could have been written without quotes in JSON; a superset will do.
+fn reads_as_literal(text: &str) -> bool {
+    text == "true" || text == "false" || text.parse::<f64>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn identity(candidates: &[&[&str]]) -> Identity {
+        let field = |text: &&str| FieldRef::parse(text).expect("valid field");
+        let fields = |texts: &&[&str]| IdCandidate::Fields(texts.iter().map(field).collect());
+        let mut id: Vec<IdCandidate> = candidates.iter().map(fields).collect();
+        id.push(IdCandidate::BodySha256);
+        Identity::compile(&id, &[], "test", &[], false).expect("few paths")
+    }
+
+    fn id(candidates: &[&[&str]], body: &str) -> String {
+        let identified = identity(candidates)
+            .identify(&HeaderMap::new(), body.as_bytes())
+            .expect("an event");
+        identified.id.as_str().to_owned()
+    }
+
+    #[test]
+    fn the_first_candidate_that_is_all_there_gives_the_id() {
+        let candidates: &[&[&str]] = &[&["/a", "/b"], &["/a"]];
+        assert_eq!(id(candidates, r#"{"a":"x","b":7}"#), "a=x&b=7");
+        assert_eq!(
+            id(candidates, r#"{"a":"x","b":""}"#),
+            "a=x",
+            "an empty value says nothing"
+        );
+        assert_eq!(id(candidates, r#"{"a":"x","b":null}"#), "a=x");
+        assert_eq!(id(candidates, r#"{"a":"x","b":{}}"#), "a=x");
+        assert!(id(candidates, "{}").starts_with("body-sha256="));
+        assert!(id(candidates, "not json").starts_with("body-sha256="));
+    }
+
+    #[test]
+    fn no_value_can_pass_for_two() {
+        let candidates: &[&[&str]] = &[&["/a", "/b"], &["/a"]];
+        assert_ne!(id(candidates, r#"{"a":"x&b=7"}"#), id(candidates, r#"{"a":"x","b":7}"#));
+        assert_ne!(id(candidates, r#"{"a":1}"#), id(candidates, r#"{"a":"1"}"#));
+        assert_ne!(id(candidates, r#"{"a":1}"#), id(candidates, r#"{"a":1.0}"#));
+        assert_ne!(id(candidates, r#"{"a":true}"#), id(candidates, r#"{"a":"true"}"#));
+    }
+
+    #[test]
+    fn a_header_can_be_part_of_the_id_but_not_twice() {
+        let identity = identity(&[&["header:x-delivery"]]);
+        let mut headers = HeaderMap::from_iter([("x-delivery".parse().expect("name"), HeaderValue::from_static("7"))]);
+        assert_eq!(
+            identity.identify(&headers, b"").expect("an event").id.as_str(),
+            "header:x-delivery=7"
+        );
+        headers.append("x-delivery", HeaderValue::from_static("8"));
+        assert!(matches!(
+            identity.identify(&headers, b""),
+            Err(Malformed::RepeatedHeader(_))
+        ));
+    }
+
+    #[test]
+    fn a_source_that_demands_json_gets_json_or_nothing() {
+        let strict = Identity::compile(&[IdCandidate::BodySha256], &[], "t", &[], true).expect("no paths");
+        assert!(matches!(
+            strict.identify(&HeaderMap::new(), b"{"),
+            Err(Malformed::NotJson(_))
+        ));
+        assert!(strict.identify(&HeaderMap::new(), b"{}").is_ok());
+    }
+
+    #[test]
+    fn an_ambiguous_body_is_refused_even_where_json_is_not_demanded() {
+        let outcome = identity(&[&["/a"]]).identify(&HeaderMap::new(), br#"{"a":1,"a":2}"#);
+        assert!(matches!(outcome, Err(Malformed::Ambiguous(_))));
+    }
+
+    #[test]
+    fn an_attribute_takes_the_first_place_that_has_a_value_and_is_not_cut() {
+        let field = |text| FieldRef::parse(text).expect("valid");
+        let places = vec![("name".to_owned(), vec![field("/job/name"), field("/jobName")])];
+        let identity = Identity::compile(&[IdCandidate::BodySha256], &[], "t", &places, false).expect("few paths");
+        let name = |body: String| {
+            identity
+                .identify(&HeaderMap::new(), body.as_bytes())
+                .expect("an event")
+                .attributes
+                .pop()
+                .map(|(_, value)| value)
+        };
+        assert_eq!(
+            name(r#"{"jobName":"b","job":{"name":"a"}}"#.to_owned()).as_deref(),
+            Some("a")
+        );
+        assert_eq!(name(r#"{"jobName":"b"}"#.to_owned()).as_deref(), Some("b"));
+        assert_eq!(
+            name(format!(r#"{{"jobName":"{}"}}"#, "x".repeat(ATTRIBUTE_LEN_MAX + 1))),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn different_values_give_different_ids(a in "\\PC{1,8}", b in "\\PC{1,8}", c in "\\PC{1,8}", d in "\\PC{1,8}") {
+            let candidates: &[&[&str]] = &[&["/x", "/y"]];
+            let body = |x: &str, y: &str| serde_json::json!({"x": x, "y": y}).to_string();
+            prop_assert_eq!(id(candidates, &body(&a, &b)) == id(candidates, &body(&c, &d)), (&a, &b) == (&c, &d));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Bounds on work that is in flight: so many requests, so many bytes, and a point in time for each wait.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, error::Elapsed, timeout_at};
+
+/// A point in time after which an answer is of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// The point `span` from now.
+    pub fn after(span: Duration) -> Self {
+        Self(Instant::now() + span)
+    }
+
+    /// How long until then; zero when it has passed.
+    pub fn remaining(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it has passed.
+    pub fn has_passed(self) -> bool {
+        self.remaining().is_zero()
+    }
+
+    /// Waits for `future`, but not past this point.
+    ///
+    /// # Errors
+    /// [`Elapsed`] when the point came first; `future` is dropped then.
+    pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
+        timeout_at(self.0, future).await
+    }
+}
+
+/// What may be in flight at once: a number of requests and a number of body bytes.
+///
+/// Nothing here waits: what does not fit is refused, so that a flood costs an answer and no memory.
+#[derive(Debug)]
+pub struct Admission {
+    requests: Gauge,
+    bytes: Gauge,
+}
+
+#[derive(Debug)]
+struct Gauge {
+    used: AtomicU64,
+    max: u64,
+}
+
+impl Gauge {
+    fn try_take(&self, amount: u64) -> bool {
+        let take = |used: u64| used.checked_add(amount).filter(|used| *used <= self.max);
+        self.used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .is_ok()
+    }
+
+    fn give_back(&self, amount: u64) {
+        self.used.fetch_sub(amount, Ordering::AcqRel);
+    }
+}
+
+impl Admission {
+    /// Admits at most `requests_max` requests that hold at most `bytes_max` bytes of bodies together.
+    pub fn new(requests_max: u64, bytes_max: u64) -> Arc<Self> {
+        let gauge = |max| Gauge {
+            used: AtomicU64::new(0),
+            max,
+        };
+        Arc::new(Self {
+            requests: gauge(requests_max),
+            bytes: gauge(bytes_max),
+        })
+    }
+
+    /// Lets one more request in, or `None` when there are too many.
+    pub fn try_enter(self: &Arc<Self>) -> Option<Admitted> {
+        self.requests.try_take(1).then(|| Admitted {
+            admission: Arc::clone(self),
+            bytes: 0,
+        })
+    }
+
+    /// Requests in flight now.
+    pub fn requests_in_flight(&self) -> u64 {
+        self.requests.used.load(Ordering::Acquire)
+    }
+
+    /// Body bytes held now.
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.bytes.used.load(Ordering::Acquire)
+    }
+}
+
+/// One request in flight with the bytes it has reserved; dropping it gives both back.
+#[derive(Debug)]
+pub struct Admitted {
+    admission: Arc<Admission>,
+    bytes: u64,
+}
+
+impl Admitted {
+    /// Reserves `bytes` more for this request's body; `false` when the budget is spent.
+    #[must_use]
+    pub fn try_reserve(&mut self, bytes: u64) -> bool {
+        let taken = self.admission.bytes.try_take(bytes);
+        if taken {
+            self.bytes += bytes;
+        }
+        taken
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.admission.bytes.give_back(self.bytes);
+        self.admission.requests.give_back(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_what_leaves_makes_room() {
+        let admission = Admission::new(2, 10);
+        let mut first = admission.try_enter().expect("room for two");
+        let second = admission.try_enter().expect("room for two");
+        assert!(admission.try_enter().is_none());
+        assert!(first.try_reserve(10));
+        assert!(!first.try_reserve(1));
+        assert!(!first.try_reserve(u64::MAX), "no overflow");
+        drop(first);
+        assert_eq!((admission.requests_in_flight(), admission.bytes_in_flight()), (1, 0));
+        drop(second);
+        assert_eq!(admission.requests_in_flight(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_bounds_a_wait() {
+        let deadline = Deadline::after(Duration::from_secs(1));
+        assert!(deadline.bound(std::future::pending::<()>()).await.is_err());
+        assert!(deadline.has_passed());
+    }
+}

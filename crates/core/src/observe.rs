@@ -1,0 +1,315 @@
+//! What happens inside hookgate, said once in a closed list; how it is counted and logged is the observer's choice.
+//!
+//! A new occurrence is a new [`Observation`]. Labels come from the config and from the enums here, never from senders.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    auth::AuthFailure,
+    event::{Event, SinkId, SourceId},
+    sink::{PublishError, PublishErrorKind, PublishReason},
+};
+
+/// Takes what happens. Called on the hot path: it must not block and must not fail.
+pub trait Observer: Send + Sync + 'static {
+    /// Notes `observation`.
+    fn observe(&self, observation: &Observation<'_>);
+}
+
+/// An observer for those who want to know nothing, such as a dry run.
+#[derive(Debug)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn observe(&self, _: &Observation<'_>) {}
+}
+
+/// Something that happened.
+pub enum Observation<'a> {
+    /// A connection was accepted.
+    ConnectionOpened,
+    /// A connection is gone.
+    ConnectionClosed,
+    /// Accepting a connection failed.
+    AcceptFailed {
+        /// The operating system's reason.
+        error: &'a std::io::Error,
+    },
+    /// A request's head has arrived.
+    RequestStarted,
+    /// A request was answered, or its client is gone (`status` 499, which is never sent).
+    RequestFinished {
+        /// Whose path it was, if anybody's.
+        source: Option<&'a SourceId>,
+        /// The status code.
+        status: u16,
+        /// From head to answer.
+        elapsed: Duration,
+    },
+    /// A request was refused before it became an event.
+    RequestRejected {
+        /// Whose path it was, if anybody's.
+        source: Option<&'a SourceId>,
+        /// Why.
+        reason: Rejection,
+    },
+    /// A request was authenticated.
+    EventReceived {
+        /// Who sent it.
+        source: &'a SourceId,
+        /// Length of its body.
+        body_bytes: usize,
+    },
+    /// An authenticated request came to its end. Exactly one for each [`Observation::EventReceived`].
+    EventFinished {
+        /// Who sent it.
+        source: &'a SourceId,
+        /// The event, if it was one.
+        event: Option<&'a Event>,
+        /// What became of it.
+        outcome: Outcome,
+        /// From its last byte to here.
+        elapsed: Duration,
+        /// What went wrong, if anything did.
+        cause: Option<&'a (dyn fmt::Display + Sync)>,
+    },
+    /// The dedup memory was asked.
+    DedupChecked {
+        /// What it knew.
+        result: DedupResult,
+    },
+    /// A sink was given a message.
+    PublishStarted {
+        /// The sink.
+        sink: &'a SinkId,
+    },
+    /// One attempt to publish ended.
+    PublishAttempted {
+        /// The sink.
+        sink: &'a SinkId,
+        /// How.
+        result: AttemptResult,
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// All attempts for one message are over.
+    PublishFinished {
+        /// The sink.
+        sink: &'a SinkId,
+        /// The last error, if none succeeded.
+        error: Option<&'a PublishError>,
+        /// Whether the sender's answer depends on it.
+        required: bool,
+    },
+    /// A sink can publish.
+    SinkUp {
+        /// The sink.
+        sink: &'a SinkId,
+    },
+    /// A sink cannot publish.
+    SinkDown {
+        /// The sink.
+        sink: &'a SinkId,
+        /// Why, for the operator.
+        cause: &'a (dyn fmt::Display + Sync),
+    },
+    /// A sink mended something that a crash had left, or met something that an operator should know.
+    SinkNotice {
+        /// The sink.
+        sink: &'a SinkId,
+        /// What, as a constant lower-case sentence.
+        message: &'static str,
+        /// The particulars.
+        detail: &'a (dyn fmt::Display + Sync),
+    },
+    /// A secret's file changed and the new value is in use.
+    SecretReplaced {
+        /// The operator's name for it.
+        name: &'a str,
+    },
+    /// A secret's file cannot be used any more; the value from before stays in use.
+    SecretKept {
+        /// The operator's name for it.
+        name: &'a str,
+        /// Why.
+        cause: &'a (dyn fmt::Display + Sync),
+    },
+}
+
+/// Declares an enum of metric labels with the list of all, so that every series exists before its first event.
+macro_rules! labels {
+    ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident => $label:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $type {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $type {
+            /// Every one, in the order of the declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The metric label.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)+
+                }
+            }
+
+            /// Its place in [`Self::ALL`].
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+labels! {
+    /// Why a request was refused before it became an event.
+    Rejection {
+        /// No source has this path.
+        UnknownPath => "unknown_source",
+        /// Not a POST.
+        Method => "method",
+        /// The body is longer than the source takes.
+        TooLarge => "too_large",
+        /// The body did not arrive in time.
+        ReadTimeout => "read_timeout",
+        /// The connection broke, or the body was framed wrongly, before its end.
+        Truncated => "truncated",
+        /// Too many requests in flight.
+        InFlightLimit => "inflight_limit",
+        /// Too many body bytes in flight.
+        Memory => "memory",
+        /// There was no credential.
+        CredentialMissing => "credential_missing",
+        /// The credential had the wrong form.
+        CredentialMalformed => "credential_malformed",
+        /// There was more than one credential.
+        CredentialRepeated => "credential_repeated",
+        /// The credential matches no secret.
+        CredentialMismatch => "credential_mismatch",
+    }
+}
+
+impl From<AuthFailure> for Rejection {
+    fn from(failure: AuthFailure) -> Self {
+        match failure {
+            AuthFailure::Missing => Self::CredentialMissing,
+            AuthFailure::Malformed => Self::CredentialMalformed,
+            AuthFailure::Repeated => Self::CredentialRepeated,
+            AuthFailure::Mismatch => Self::CredentialMismatch,
+        }
+    }
+}
+
+labels! {
+    /// What became of an authenticated request.
+    Outcome {
+        /// Every required destination has it.
+        Delivered => "delivered",
+        /// It was accepted before.
+        Duplicate => "duplicate",
+        /// No route takes it, and the config says to drop it.
+        Dropped => "dropped",
+        /// No route takes it, and the config says to refuse it.
+        Unrouted => "unrouted",
+        /// It is no event.
+        Malformed => "malformed",
+        /// Its twin did not finish in time.
+        InProgress => "in_progress",
+        /// A destination will never take it.
+        Rejected => "rejected",
+        /// A destination cannot take it now.
+        Unavailable => "unavailable",
+        /// A destination did not answer.
+        Unknown => "unknown",
+        /// A bug stopped it.
+        Failed => "failed",
+    }
+}
+
+labels! {
+    /// What the dedup memory knew.
+    DedupResult {
+        /// Nothing.
+        New => "new",
+        /// It was accepted before.
+        Duplicate => "duplicate",
+        /// Its twin is in flight.
+        InProgress => "in_progress",
+        /// Its twin was in flight and failed; this one takes over.
+        Takeover => "takeover",
+    }
+}
+
+labels! {
+    /// How one attempt to publish ended.
+    AttemptResult {
+        /// The broker has stored it.
+        Acked => "acked",
+        /// The broker had stored it before.
+        AckedDuplicate => "acked_duplicate",
+        /// See [`PublishReason::Timeout`].
+        Timeout => "timeout",
+        /// See [`PublishReason::ConnectionLost`].
+        ConnectionLost => "connection_lost",
+        /// See [`PublishReason::NoDestination`].
+        NoDestination => "no_destination",
+        /// See [`PublishReason::Full`].
+        Full => "full",
+        /// See [`PublishReason::TooLarge`].
+        TooLarge => "too_large",
+        /// See [`PublishReason::Auth`].
+        Auth => "auth",
+        /// See [`PublishReason::Tls`].
+        Tls => "tls",
+        /// See [`PublishReason::Throttled`].
+        Throttled => "throttled",
+        /// See [`PublishReason::Other`].
+        Other => "other",
+    }
+}
+
+impl From<PublishReason> for AttemptResult {
+    fn from(reason: PublishReason) -> Self {
+        match reason {
+            PublishReason::Timeout => Self::Timeout,
+            PublishReason::ConnectionLost => Self::ConnectionLost,
+            PublishReason::NoDestination => Self::NoDestination,
+            PublishReason::Full => Self::Full,
+            PublishReason::TooLarge => Self::TooLarge,
+            PublishReason::Auth => Self::Auth,
+            PublishReason::Tls => Self::Tls,
+            PublishReason::Throttled => Self::Throttled,
+            PublishReason::Other => Self::Other,
+        }
+    }
+}
+
+impl PublishErrorKind {
+    /// Whether another attempt within the deadline can help.
+    pub(crate) fn is_transient(self) -> bool {
+        match self {
+            Self::Unavailable | Self::Throttled => true,
+            // Retrying an unknown outcome is right only where the broker drops the repeat; the publisher asks it.
+            Self::Rejected | Self::Unknown | Self::Misconfigured => false,
+        }
+    }
+}
+
+/// A chain of causes on one line, each after a colon: what an operator reads in a log.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + Sync));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! The one place that walks an event's whole way: verify, identify, route, claim, publish, hand off, settle.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    auth::{Authenticated, Unverified},
+    dedup::{Claim, Claimed, Memory},
+    event::{Event, SourceId},
+    handoff::{Accepted, AcceptedAs, Handoff, Miss, Refused},
+    limits::Deadline,
+    message::Message,
+    observe::{DedupResult, Observation, Observer, Outcome},
+    publisher::Publisher,
+    route::{Plan, Routed, Router},
+    sink::{PublishErrorKind, Receipt},
+    source::Source,
+};
+
+/// Everything that an event meets on its way.
+pub struct Pipeline {
+    /// Which events go where.
+    pub router: Router,
+    /// What was accepted before.
+    pub memory: Arc<Memory>,
+    /// Each sink with its layers, at the index of its [`crate::event::SinkId`].
+    pub publishers: Vec<Arc<Publisher>>,
+    /// Who is told what happens.
+    pub observer: Arc<dyn Observer>,
+    /// How long after its last byte a request is answered at the latest.
+    pub reply_deadline: Duration,
+    /// Every task that an event started; empty when all of them are done.
+    pub tasks: TaskTracker,
+}
+
+impl Pipeline {
+    /// Takes a request through the pipeline, on a task of its own that goes on when the caller goes away.
+    pub fn spawn(self: &Arc<Self>, source: Arc<Source>, request: Unverified) -> JoinHandle<Result<Accepted, Refused>> {
+        let pipeline = Arc::clone(self);
+        self.tasks.spawn(async move { pipeline.accept(&source, request).await })
+    }
+
+    /// Takes a request through the pipeline to its end.
+    ///
+    /// # Errors
+    /// Why it is not accepted; nothing is remembered of it then.
+    ///
+    /// # Cancel safety
+    /// None: what was published may be published again. Use [`Self::spawn`].
+    async fn accept(self: &Arc<Self>, source: &Source, request: Unverified) -> Result<Accepted, Refused> {
+        let started = Instant::now();
+        let deadline = Deadline::after(self.reply_deadline);
+        let request = source.verify(request).map_err(|failure| {
+            self.observer.observe(&Observation::RequestRejected {
+                source: Some(source.id()),
+                reason: failure.into(),
+            });
+            Refused::Unauthenticated(failure)
+        })?;
+        let body_bytes = request.body.len();
+        self.observer.observe(&Observation::EventReceived {
+            source: source.id(),
+            body_bytes,
+        });
+        let mut ending = Ending {
+            pipeline: self,
+            source: source.id(),
+            event: None,
+            started,
+            outcome: Outcome::Failed,
+            cause: None,
+        };
+        let event = match source.identify(request) {
+            Ok(event) => Arc::new(event),
+            Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))),
+        };
+        ending.event = Some(Arc::clone(&event));
+        let outcome = match self.router.plan(&event) {
+            Routed::To(plan) => self.deliver(&event, &plan, deadline).await,
+            Routed::Drop(dropped) => Ok(dropped.accept(&event)),
+            Routed::Reject => Err(Refused::Unrouted),
+        };
+        ending.of(outcome)
+    }
+
+    async fn deliver(
+        &self,
+        event: &Arc<Authenticated<Event>>,
+        plan: &Plan,
+        deadline: Deadline,
+    ) -> Result<Accepted, Refused> {
+        let claimed = match self.claim(event, deadline).await? {
+            Ok(claimed) => claimed,
+            Err(duplicate) => return Ok(duplicate),
+        };
+        let handoff = self.hand_off(event, plan, deadline).await?;
+        Ok(claimed.settle(&handoff))
+    }
+
+    /// Claims the event; a twin in flight is waited for, and its claim taken over if it fails.
+    async fn claim(
+        &self,
+        event: &Authenticated<Event>,
+        deadline: Deadline,
+    ) -> Result<Result<Claimed, Accepted>, Refused> {
+        let mut if_fresh = DedupResult::New;
+        loop {
+            let (result, claim) = match self.memory.claim(event) {
+                Claim::Fresh(claimed) => (if_fresh, Ok(claimed)),
+                Claim::Duplicate(duplicate) => (DedupResult::Duplicate, Err(duplicate.accept())),
+                Claim::InFlight(twin) => {
+                    if if_fresh == DedupResult::New {
+                        self.observer.observe(&Observation::DedupChecked {
+                            result: DedupResult::InProgress,
+                        });
+                    }
+                    if_fresh = DedupResult::Takeover;
+                    if !twin.ended(deadline).await {
+                        return Err(Refused::InProgress);
+                    }
+                    continue;
+                }
+            };
+            self.observer.observe(&Observation::DedupChecked { result });
+            return Ok(claim);
+        }
+    }
+
+    /// Publishes to every destination at once and adds up what came back.
+    async fn hand_off(
+        &self,
+        event: &Arc<Authenticated<Event>>,
+        plan: &Plan,
+        deadline: Deadline,
+    ) -> Result<Handoff, Refused> {
+        let (required, best_effort): (Vec<Message>, Vec<Message>) =
+            plan.messages(event).partition(|message| message.leg.required);
+        for message in best_effort {
+            // The reply does not wait for what it does not promise.
+            let publisher = Arc::clone(self.publisher(&message));
+            self.tasks
+                .spawn(async move { publisher.publish(&message, deadline).await.ok() });
+        }
+        let published = join_all(
+            required
+                .iter()
+                .map(|message| self.publisher(message).publish(message, deadline)),
+        )
+        .await;
+        let mut miss = None;
+        let mut receipts: Vec<Receipt> = Vec::with_capacity(published.len());
+        for outcome in published {
+            match outcome {
+                Ok(receipt) => receipts.push(receipt),
+                Err(error) => miss = miss.max(Some(Miss::from(error.kind))),
+            }
+        }
+        // A missing receipt without an error cannot be, and would be no reason to answer 2xx.
+        Handoff::complete(plan, &receipts).ok_or(Refused::NotHandedOff(miss.unwrap_or(Miss::Unknown)))
+    }
+
+    fn publisher(&self, message: &Message) -> &Arc<Publisher> {
+        &self.publishers[message.leg.sink.index()]
+    }
+}
+
+impl From<PublishErrorKind> for Miss {
+    fn from(kind: PublishErrorKind) -> Self {
+        match kind {
+            // What an operator can mend is not the event's fault: the sender may come back.
+            PublishErrorKind::Unavailable | PublishErrorKind::Throttled | PublishErrorKind::Misconfigured => {
+                Self::Unavailable
+            }
+            PublishErrorKind::Rejected => Self::Rejected,
+            PublishErrorKind::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// Tells the observer how an event ended, also when a panic ends it.
+struct Ending<'a> {
+    pipeline: &'a Pipeline,
+    source: &'a SourceId,
+    event: Option<Arc<Authenticated<Event>>>,
+    started: Instant,
+    outcome: Outcome,
+    cause: Option<Refused>,
+}
+
+impl Ending<'_> {
+    fn of(mut self, result: Result<Accepted, Refused>) -> Result<Accepted, Refused> {
+        self.outcome = match &result {
+            Ok(accepted) => match accepted.as_what() {
+                AcceptedAs::Delivered => Outcome::Delivered,
+                AcceptedAs::Duplicate => Outcome::Duplicate,
+                AcceptedAs::Dropped => Outcome::Dropped,
+            },
+            Err(Refused::Unauthenticated(_)) => unreachable!("an event is authenticated"),
+            Err(Refused::Malformed(_)) => Outcome::Malformed,
+            Err(Refused::Unrouted) => Outcome::Unrouted,
+            Err(Refused::InProgress) => Outcome::InProgress,
+            Err(Refused::NotHandedOff(Miss::Rejected)) => Outcome::Rejected,
+            Err(Refused::NotHandedOff(Miss::Unavailable)) => Outcome::Unavailable,
+            Err(Refused::NotHandedOff(Miss::Unknown)) => Outcome::Unknown,
+        };
+        self.cause = result.as_ref().err().cloned();
+        result
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.pipeline.observer.observe(&Observation::EventFinished {
+            source: self.source,
+            event: self.event.as_deref().map(|event| &**event),
+            outcome: self.outcome,
+            elapsed: self.started.elapsed(),
+            cause: self.cause.as_ref().map(|refused| refused as _),
+        });
+    }
+}

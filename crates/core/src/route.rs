@@ -1,0 +1,358 @@
+//! Which events go where: rules, evaluated without I/O, to a plan that is never empty.
+
+mod condition;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use self::condition::Condition;
+use crate::{
+    auth::Authenticated,
+    config::{self, Problem},
+    event::{Event, EventKey, SinkId},
+    handoff::{Accepted, AcceptedAs},
+    message::Message,
+    sink::{Addressing, Target},
+    template::{Grammar, Template},
+};
+
+/// A `[[routes]]` table.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// Told in logs and in each message's `hookgate-route`. Default: `route-<n>`, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Which events; a CEL expression. For now equalities over `source`, `type` and `attr.<name>`, joined by `&&`.
+    /// Default: all events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// Where they go; every destination of every matching route gets the event.
+    pub to: Vec<DestinationConfig>,
+}
+
+/// One entry of a route's `to`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DestinationConfig {
+    /// The name of a `[sinks.…]` table.
+    pub sink: String,
+    /// Whether the sender is told 2xx only when this destination has the event. Default: `true`; with `false` a failure
+    /// here is counted and logged and the event is lost for this destination.
+    #[serde(default = "required", deserialize_with = "config::flag")]
+    pub required: bool,
+    /// The subject, for a sink of type `nats`; a template like `"openclaw.{attr.job}"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
+fn required() -> bool {
+    true
+}
+
+/// The `[unrouted]` table: what happens to an event that no route takes.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnroutedConfig {
+    /// Default: `"reject"`, since an event that falls between the rules is a mistake in them more often than not.
+    #[serde(default)]
+    pub action: UnroutedAction,
+}
+
+/// What to do with an event that no route takes.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnroutedAction {
+    /// Answer 422: the sender sees that nobody wants it.
+    #[default]
+    Reject,
+    /// Answer 200 and forget it.
+    Drop,
+    /// Send it to these destinations.
+    To(Vec<DestinationConfig>),
+}
+
+/// A sink as the router knows it.
+#[derive(Debug, Clone)]
+pub struct SinkDeclaration {
+    /// Its name and place.
+    pub id: SinkId,
+    /// What its destinations name.
+    pub addressing: Addressing,
+}
+
+/// One destination of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
+    /// Its place in the plan.
+    pub index: usize,
+    /// The sink.
+    pub sink: SinkId,
+    /// Where in the sink.
+    pub target: Target,
+    /// The route that asked for it.
+    pub route: Arc<str>,
+    /// Whether the event is accepted only once this leg has a receipt.
+    pub required: bool,
+    /// Whether the plan has another leg in the same sink.
+    pub shares_sink: bool,
+}
+
+/// The destinations of one event. Never empty, and at least one is required.
+#[derive(Debug)]
+pub struct Plan {
+    event: EventKey,
+    legs: Vec<Leg>,
+}
+
+impl Plan {
+    /// The event that it is for.
+    pub fn event(&self) -> EventKey {
+        self.event
+    }
+
+    /// The destinations.
+    pub fn legs(&self) -> &[Leg] {
+        &self.legs
+    }
+
+    /// `event` addressed to each destination.
+    pub fn messages(&self, event: &Arc<Authenticated<Event>>) -> impl Iterator<Item = Message> {
+        assert_eq!(self.event, event.key, "a plan addresses the event that it was made for");
+        self.legs.iter().map(|leg| Message {
+            event: Arc::clone(event),
+            leg: leg.clone(),
+        })
+    }
+}
+
+/// What the router decided about an event.
+#[derive(Debug)]
+pub enum Routed {
+    /// It goes to these destinations.
+    To(Plan),
+    /// No route takes it and the config says to refuse it.
+    Reject,
+    /// No route takes it and the config says to drop it.
+    Drop(Dropped),
+}
+
+/// The router's word that the config tells to drop an event.
+#[derive(Debug)]
+pub struct Dropped(());
+
+impl Dropped {
+    /// Answers the sender as if it were wanted.
+    pub fn accept(self, event: &Authenticated<Event>) -> Accepted {
+        Accepted::new(AcceptedAs::Dropped, event.id.clone())
+    }
+}
+
+/// All routes of the config.
+#[derive(Debug)]
+pub struct Router {
+    routes: Vec<Route>,
+    unrouted: Unrouted,
+}
+
+#[derive(Debug)]
+struct Route {
+    when: Condition,
+    to: Vec<Destination>,
+}
+
+#[derive(Debug)]
+enum Unrouted {
+    Reject,
+    Drop,
+    To(Vec<Destination>),
+}
+
+#[derive(Debug)]
+struct Destination {
+    sink: SinkId,
+    route: Arc<str>,
+    required: bool,
+    target: TargetTemplate,
+}
+
+#[derive(Debug)]
+enum TargetTemplate {
+    Whole,
+    Subject(Template),
+}
+
+/// The names that rules and destinations may use.
+#[derive(Debug)]
+pub struct Names<'a> {
+    /// Every sink.
+    pub sinks: &'a [SinkDeclaration],
+    /// Every source.
+    pub sources: &'a [String],
+    /// Every attribute of any source.
+    pub attributes: &'a [String],
+}
+
+impl Router {
+    /// Checks and prepares all routes.
+    ///
+    /// # Errors
+    /// Every problem found; keys are those of the whole config.
+    pub fn compile(routes: &[RouteConfig], unrouted: &UnroutedConfig, names: &Names<'_>) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut compiled = Vec::new();
+        for (place, route) in routes.iter().enumerate() {
+            let key = format!("routes[{place}]");
+            let when = route
+                .when
+                .as_deref()
+                .map_or(Ok(Condition::always()), |text| Condition::parse(text, names));
+            let when = when.map_err(|message| problems.push(Problem::new(format!("{key}.when"), message)));
+            let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
+            let to = compile_destinations(&format!("{key}.to"), &name, &route.to, names, &mut problems);
+            if let Ok(when) = when {
+                compiled.push(Route { when, to });
+            }
+        }
+        let unrouted = match &unrouted.action {
+            UnroutedAction::Reject => Unrouted::Reject,
+            UnroutedAction::Drop => Unrouted::Drop,
+            UnroutedAction::To(to) => Unrouted::To(compile_destinations(
+                "unrouted.action.to",
+                "unrouted",
+                to,
+                names,
+                &mut problems,
+            )),
+        };
+        if problems.is_empty() {
+            Ok(Self {
+                routes: compiled,
+                unrouted,
+            })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// The destinations of `event`: those of every route that holds, each once.
+    pub fn plan(&self, event: &Authenticated<Event>) -> Routed {
+        let mut legs: Vec<Leg> = Vec::new();
+        for route in self.routes.iter().filter(|route| route.when.holds(event)) {
+            add_legs(&mut legs, &route.to, event);
+        }
+        if legs.is_empty() {
+            match &self.unrouted {
+                Unrouted::Reject => return Routed::Reject,
+                Unrouted::Drop => return Routed::Drop(Dropped(())),
+                Unrouted::To(to) => add_legs(&mut legs, to, event),
+            }
+        }
+        for place in 0..legs.len() {
+            let in_same_sink = legs.iter().filter(|leg| leg.sink == legs[place].sink).count();
+            legs[place].shares_sink = in_same_sink > 1;
+        }
+        Routed::To(Plan { event: event.key, legs })
+    }
+}
+
+/// Adds what is not there yet; a destination that one route requires is required.
+fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
+    for destination in to {
+        let target = match &destination.target {
+            TargetTemplate::Whole => Target::Whole,
+            TargetTemplate::Subject(template) => Target::Subject(template.render(event)),
+        };
+        match legs
+            .iter_mut()
+            .find(|leg| leg.sink == destination.sink && leg.target == target)
+        {
+            Some(leg) => leg.required |= destination.required,
+            None => legs.push(Leg {
+                index: legs.len(),
+                sink: destination.sink.clone(),
+                target,
+                route: Arc::clone(&destination.route),
+                required: destination.required,
+                shares_sink: false,
+            }),
+        }
+    }
+}
+
+fn compile_destinations(
+    key: &str,
+    route: &str,
+    to: &[DestinationConfig],
+    names: &Names<'_>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Destination> {
+    if to.is_empty() {
+        problems.push(Problem::new(key, "is empty; name a sink, like [{ sink = \"events\" }]"));
+    } else if !to.iter().any(|destination| destination.required) {
+        problems.push(Problem::new(
+            key,
+            "has no required destination, so that a 2xx would promise nothing",
+        ));
+    }
+    let mut compiled = Vec::new();
+    for (place, destination) in to.iter().enumerate() {
+        match compile_destination(destination, names) {
+            Err(problem) => problems.push(problem.within(&format!("{key}[{place}]"))),
+            Ok((sink, target)) => {
+                compiled.push(Destination {
+                    sink,
+                    route: route.into(),
+                    required: destination.required,
+                    target,
+                });
+            }
+        }
+    }
+    compiled
+}
+
+fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<(SinkId, TargetTemplate), Problem> {
+    let Some(sink) = names.sinks.iter().find(|sink| sink.id.name() == config.sink) else {
+        let known: Vec<_> = names.sinks.iter().map(|sink| sink.id.name()).collect();
+        return Err(Problem::new(
+            "sink",
+            format!("there is no sink {:?}; known: {}", config.sink, known.join(", ")),
+        ));
+    };
+    let target = match (sink.addressing, &config.subject) {
+        (Addressing::None, None) => TargetTemplate::Whole,
+        (Addressing::None, Some(_)) => {
+            return Err(Problem::new(
+                "subject",
+                format!("the sink {} has no subjects; remove it", sink.id),
+            ));
+        }
+        (Addressing::Subject, None) => {
+            return Err(Problem::new(
+                "subject",
+                format!("is missing: the sink {} needs a subject to publish to", sink.id),
+            ));
+        }
+        (Addressing::Subject, Some(text)) => {
+            let template =
+                Template::parse(text, Grammar::NatsSubject).map_err(|message| Problem::new("subject", message))?;
+            if let Some(name) = template
+                .attributes()
+                .find(|name| !names.attributes.iter().any(|known| known == name))
+            {
+                return Err(Problem::new("subject", unknown_attribute(name, names)));
+            }
+            TargetTemplate::Subject(template)
+        }
+    };
+    Ok((sink.id.clone(), target))
+}
+
+fn unknown_attribute(name: &str, names: &Names<'_>) -> String {
+    format!(
+        "no source has an attribute {name:?}; known: {}",
+        names.attributes.join(", ")
+    )
+}

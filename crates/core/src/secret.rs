@@ -1,0 +1,278 @@
+//! Secrets: where the config says they are, and the value in use, which can change while hookgate runs.
+//!
+//! A secret never shows in `Debug`, `Display` or serialized configuration. Reading files and the environment is the
+//! program's work; here are only the reference and the slot that the value is put into.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// What is shown in place of a secret.
+pub const REDACTED: &str = "[redacted]";
+
+/// A secret value. Never empty: an empty token would verify a request that has none.
+pub struct Secret {
+    bytes: Zeroizing<Vec<u8>>,
+    digest: [u8; 32],
+}
+
+/// A secret that was empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the secret is empty")]
+pub struct EmptySecret;
+
+impl Secret {
+    /// # Errors
+    /// When `bytes` is empty.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, EmptySecret> {
+        let bytes = Zeroizing::new(bytes.into());
+        if bytes.is_empty() {
+            return Err(EmptySecret);
+        }
+        let digest = Sha256::digest(&*bytes).into();
+        Ok(Self { bytes, digest })
+    }
+
+    /// The secret itself. Callers hand it to the library that needs it and keep no copy.
+    pub fn expose(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether the value that hashes to `digest` is this secret, in time that depends on neither.
+    ///
+    /// Digests are compared, not texts, so that not even the length can be measured.
+    pub fn matches(&self, digest: &PresentedDigest) -> subtle::Choice {
+        self.digest.ct_eq(&digest.0)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+/// SHA-256 of a credential that a sender presented.
+pub struct PresentedDigest([u8; 32]);
+
+impl PresentedDigest {
+    /// Hashes `credential` once, to be compared with every secret that is live.
+    pub fn of(credential: &[u8]) -> Self {
+        Self(Sha256::digest(credential).into())
+    }
+}
+
+/// Where a secret is found, as the config says it: `{ env = "…" }`, `{ file = "…" }`, or the text itself.
+#[derive(Debug, Clone)]
+pub struct SecretRef {
+    /// The operator's name for it, told in logs and metrics in place of the value.
+    pub name: Option<String>,
+    /// Where the value is.
+    pub origin: SecretOrigin,
+}
+
+/// The place that holds a secret's value.
+#[derive(Clone)]
+pub enum SecretOrigin {
+    /// The environment variable of this name, read once at the start.
+    Env(String),
+    /// The file at this path, re-read when its content changes. One newline at its end is not part of the secret.
+    File(PathBuf),
+    /// Written in the config file itself. Never in a shipped example.
+    Literal(Arc<Zeroizing<String>>),
+}
+
+impl fmt::Debug for SecretOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env(variable) => write!(f, "env {variable}"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Literal(_) => f.write_str(REDACTED),
+        }
+    }
+}
+
+impl SecretRef {
+    /// What this secret is called in logs and metrics.
+    pub fn display_name(&self) -> String {
+        match (&self.name, &self.origin) {
+            (Some(name), _) => name.clone(),
+            (None, SecretOrigin::Env(variable)) => format!("env:{variable}"),
+            (None, SecretOrigin::File(path)) => format!("file:{}", path.display()),
+            (None, SecretOrigin::Literal(_)) => "literal".to_owned(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SecretRefVisitor)
+    }
+}
+
+struct SecretRefVisitor;
+
+impl SecretRefVisitor {
+    fn literal(text: String) -> SecretRef {
+        SecretRef {
+            name: None,
+            origin: SecretOrigin::Literal(Arc::new(Zeroizing::new(text))),
+        }
+    }
+}
+
+impl<'de> de::Visitor<'de> for SecretRefVisitor {
+    type Value = SecretRef;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a secret: { env = \"NAME\" }, { file = \"PATH\" } or the text itself")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretRef, E> {
+        Ok(Self::literal(text.to_owned()))
+    }
+
+    // A token of digits only, or the word `true`, is a number or a boolean to the TOML reader and still a secret to us.
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<SecretRef, E> {
+        Ok(Self::literal(value.to_string()))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<SecretRef, E> {
+        Ok(Self::literal(value.to_string()))
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<SecretRef, E> {
+        Ok(Self::literal(value.to_string()))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretRef, E> {
+        // `1e5` and `100000.0` are the same number and different secrets; the text is gone by now.
+        Err(E::custom(
+            "put the secret in quotes: as a number with a fraction or exponent its exact text is lost",
+        ))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
+        let (mut name, mut origin) = (None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            let found = match key.as_str() {
+                "name" => {
+                    name = Some(map.next_value::<String>()?);
+                    continue;
+                }
+                "env" => SecretOrigin::Env(map.next_value()?),
+                "file" => SecretOrigin::File(map.next_value()?),
+                _ => return Err(de::Error::unknown_field(&key, &["env", "file", "name"])),
+            };
+            if origin.replace(found).is_some() {
+                return Err(de::Error::custom("a secret has one place: give either env or file"));
+            }
+        }
+        let origin =
+            origin.ok_or_else(|| de::Error::custom("a secret needs { env = \"NAME\" } or { file = \"PATH\" }"))?;
+        Ok(SecretRef { name, origin })
+    }
+}
+
+impl Serialize for SecretRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let (key, value) = match &self.origin {
+            SecretOrigin::Env(variable) => ("env", variable.clone()),
+            SecretOrigin::File(path) => ("file", path.display().to_string()),
+            SecretOrigin::Literal(_) => return serializer.serialize_str(REDACTED),
+        };
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(key, &value)?;
+        if let Some(name) = &self.name {
+            map.serialize_entry("name", name)?;
+        }
+        map.end()
+    }
+}
+
+/// A live secret: read by every request, replaced when its file changes.
+#[derive(Debug)]
+pub struct SecretSlot {
+    name: Arc<str>,
+    current: ArcSwap<Secret>,
+}
+
+impl SecretSlot {
+    /// A slot called `name` (as in [`SecretRef::display_name`]) that holds `secret`.
+    pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
+        Self {
+            name: name.into(),
+            current: ArcSwap::from_pointee(secret),
+        }
+    }
+
+    /// The operator's name for this secret.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The value in use now.
+    pub fn current(&self) -> arc_swap::Guard<Arc<Secret>> {
+        self.current.load()
+    }
+
+    /// Puts a new value in place; requests that are being verified finish with the one they began with.
+    pub fn replace(&self, secret: Secret) {
+        self.current.store(Arc::new(secret));
+    }
+}
+
+/// Turns references into live secrets; the program's side of [`SecretRef`].
+///
+/// # Errors
+/// A sentence for the operator: the variable is not set, the file cannot be read, the value is empty.
+pub type ResolveSecret<'a> = dyn FnMut(&SecretRef) -> Result<Arc<SecretSlot>, String> + 'a;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<SecretRef, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn a_secret_of_digits_keeps_its_text() {
+        for (json, text) in [("12345", "12345"), ("true", "true"), ("\"007\"", "007")] {
+            match parse(json).expect("valid").origin {
+                SecretOrigin::Literal(literal) => assert_eq!(literal.as_str(), text),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(parse("1e5").is_err(), "the text of a float is lost");
+    }
+
+    #[test]
+    fn nothing_prints_a_secret() {
+        let reference = parse("\"hunter2\"").expect("valid");
+        let slot = SecretSlot::new("token", Secret::new("hunter2").expect("not empty"));
+        let printed = format!(
+            "{reference:?} {slot:?} {}",
+            serde_json::to_string(&reference).expect("plain data")
+        );
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn a_secret_has_exactly_one_place() {
+        assert!(parse(r#"{"env":"A","file":"b"}"#).is_err());
+        assert!(parse(r#"{"name":"a"}"#).is_err());
+        let unknown = parse(r#"{"evn":"A"}"#).expect_err("misspelt").to_string();
+        assert!(unknown.contains("evn"), "{unknown}");
+    }
+
+    #[test]
+    fn an_empty_secret_cannot_be_made() {
+        assert_eq!(Secret::new("").map(|_| ()), Err(EmptySecret));
+    }
+}

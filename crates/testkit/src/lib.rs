@@ -1,0 +1,18 @@
+//! What the tests of hookgate arrange with: brokers as real child processes, faults on the wire, raw HTTP, real senders.
+//!
+//! - [`process`]: a child process with its log, its signals and a sure end; free ports; waiting for a condition.
+//! - [`nats`]: a real `nats-server`, to be started, killed, paused, restarted and reconfigured.
+//! - [`nats_wire`]: a reader of JetStream that shares no code with the client library under test.
+//! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses and cuts.
+//! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
+//! - [`openclaw`]: requests as OpenClaw really sent them.
+//!
+//! This is a test tool: where the arrangement itself fails (no broker installed, a limit that passed), it panics and
+//! says what to do. Nothing here is ever shipped, and nothing here knows how the relay works inside.
+
+pub mod http;
+pub mod nats;
+pub mod nats_wire;
+pub mod openclaw;
+pub mod process;
+pub mod proxy;
