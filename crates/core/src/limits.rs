@@ -81,12 +81,12 @@ impl Admission {
         })
     }
 
-    /// Lets one more request in, or `None` when there are too many.
-    pub fn try_enter(self: &Arc<Self>) -> Option<Admitted> {
-        self.requests.try_take(1).then(|| Admitted {
+    /// Begins to read a body, of which nothing is held yet.
+    pub fn begin(self: &Arc<Self>) -> Reservation {
+        Reservation {
             admission: Arc::clone(self),
             bytes: 0,
-        })
+        }
     }
 
     /// Requests in flight now.
@@ -100,29 +100,52 @@ impl Admission {
     }
 }
 
-/// One request in flight with the bytes it has reserved; dropping it gives both back.
+/// The body bytes that one request holds; dropping it gives them back.
+///
+/// Bytes are reserved as they arrive, not as they are announced: a header that promises much costs nobody anything.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct Reservation {
     admission: Arc<Admission>,
     bytes: u64,
 }
 
-impl Admitted {
-    /// Reserves `bytes` more for this request's body; `false` when the budget is spent.
+impl Reservation {
+    /// Reserves `bytes` more; `false` when the budget is spent.
     #[must_use]
-    pub fn try_reserve(&mut self, bytes: u64) -> bool {
+    pub fn try_grow(&mut self, bytes: u64) -> bool {
         let taken = self.admission.bytes.try_take(bytes);
         if taken {
             self.bytes += bytes;
         }
         taken
     }
+
+    /// Lets the request in with what it holds, or `None` when there are too many.
+    ///
+    /// Only now, with the body complete, does it count: slow senders cannot use up the places of the others.
+    pub fn try_enter(self) -> Option<Admitted> {
+        self.admission
+            .requests
+            .try_take(1)
+            .then(|| Admitted { reservation: self })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.admission.bytes.give_back(self.bytes);
+    }
+}
+
+/// One request in flight with the bytes it holds; dropping it gives both back.
+#[derive(Debug)]
+pub struct Admitted {
+    reservation: Reservation,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.admission.bytes.give_back(self.bytes);
-        self.admission.requests.give_back(1);
+        self.reservation.admission.requests.give_back(1);
     }
 }
 
@@ -133,12 +156,13 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_and_what_leaves_makes_room() {
         let admission = Admission::new(2, 10);
-        let mut first = admission.try_enter().expect("room for two");
-        let second = admission.try_enter().expect("room for two");
-        assert!(admission.try_enter().is_none());
-        assert!(first.try_reserve(10));
-        assert!(!first.try_reserve(1));
-        assert!(!first.try_reserve(u64::MAX), "no overflow");
+        let mut first = admission.begin();
+        assert!(first.try_grow(10));
+        assert!(!first.try_grow(1));
+        assert!(!first.try_grow(u64::MAX), "no overflow");
+        let first = first.try_enter().expect("room for two");
+        let second = admission.begin().try_enter().expect("room for two");
+        assert!(admission.begin().try_enter().is_none());
         drop(first);
         assert_eq!((admission.requests_in_flight(), admission.bytes_in_flight()), (1, 0));
         drop(second);

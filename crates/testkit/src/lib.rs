@@ -6,13 +6,20 @@
 //! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses and cuts.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
+//! - [`event`]: events, messages and pipelines, made through core's own doors.
+//! - [`fake_sink`]: a sink in memory that does as it is told; [`recorder`]: an observer that keeps what happens.
+//! - [`conformance`]: what every sink must do, run against its real broker.
 //!
 //! This is a test tool: where the arrangement itself fails (no broker installed, a limit that passed), it panics and
 //! says what to do. Nothing here is ever shipped, and nothing here knows how the relay works inside.
 
+pub mod conformance;
+pub mod event;
+pub mod fake_sink;
 pub mod http;
 pub mod nats;
 pub mod nats_wire;
 pub mod openclaw;
 pub mod process;
 pub mod proxy;
+pub mod recorder;

@@ -1,0 +1,116 @@
+//! The admin port: probes, metrics, and a page that says at one look what is wrong.
+
+use std::sync::Arc;
+
+use axum::{Router, body::Body, response::Response, routing::get};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+/// What the admin port shows; the program implements it.
+pub trait Status: Send + Sync + 'static {
+    /// Whether the process should be left alive.
+    fn live(&self) -> bool;
+
+    /// Whether it can accept events, and in what state its dependencies are.
+    fn ready(&self) -> Readiness;
+
+    /// All metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Readiness {
+    /// Whether events should be sent here.
+    pub ready: bool,
+    /// Why not, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The version that runs.
+    pub version: &'static str,
+    /// Each sink with its state.
+    pub sinks: Vec<SinkReadiness>,
+}
+
+/// One sink's part in [`Readiness`].
+#[derive(Debug, Clone, Serialize)]
+pub struct SinkReadiness {
+    /// Its name.
+    pub name: String,
+    /// Whether it can publish now.
+    pub up: bool,
+    /// What keeps it from that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// For how long it has been in this state, in seconds.
+    pub for_seconds: u64,
+}
+
+/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while any sink is down), `/metrics`, and the
+/// state of everything at `/`.
+pub fn router(status: Arc<dyn Status>) -> Router {
+    let (live, ready, metrics, overview) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status), status);
+    Router::new()
+        .route(
+            "/livez",
+            get(async move || {
+                if live.live() {
+                    text(StatusCode::OK, "ok\n")
+                } else {
+                    unavailable("stalled\n")
+                }
+            }),
+        )
+        .route(
+            "/readyz",
+            get(async move |request: axum::extract::Request| {
+                let readiness = ready.ready();
+                let strict = request
+                    .uri()
+                    .query()
+                    .is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
+                let good = readiness.ready && (!strict || readiness.sinks.iter().all(|sink| sink.up));
+                json(
+                    if good {
+                        StatusCode::OK
+                    } else {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    },
+                    &readiness,
+                )
+            }),
+        )
+        .route(
+            "/metrics",
+            get(async move || {
+                let mut response = text(StatusCode::OK, metrics.metrics());
+                let version = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, version);
+                response
+            }),
+        )
+        .route("/", get(async move || json(StatusCode::OK, &overview.ready())))
+}
+
+fn unavailable(body: &'static str) -> Response {
+    text(StatusCode::SERVICE_UNAVAILABLE, body)
+}
+
+fn text(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let body = serde_json::to_string_pretty(value).expect("plain data serialises") + "\n";
+    let mut response = text(status, body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,84 @@
+//! The `[server]` and `[admin]` tables.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use hookgate_core::config::{self, ByteLimit};
+use serde::{Deserialize, Serialize};
+
+/// The `[server]` table: the port that senders reach.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Address and port to listen on. Default: `"0.0.0.0:8080"`.
+    pub listen: SocketAddr,
+    /// Longest accepted body. Longer requests get 413 and are not buffered. A source may set its own. Default: 2 MiB,
+    /// above what most providers send; GitHub may send 25 MB.
+    pub max_body: ByteLimit,
+    /// How long after its last byte a request is answered at the latest. Default: 2500 ms, since Slack, Discord and Zoom
+    /// give up after 3 s.
+    #[serde(with = "config::duration")]
+    pub reply_deadline: Duration,
+    /// How long a new connection may take to send its first request's head. Default: 10 s.
+    #[serde(with = "config::duration")]
+    pub header_timeout: Duration,
+    /// How long a body may take, plus one second for every 64 KiB that have arrived. Default: 10 s.
+    #[serde(with = "config::duration")]
+    pub body_timeout: Duration,
+    /// How long a connection may stay idle between requests. Default: 75 s, longer than the 60 s after which most load
+    /// balancers drop theirs, so that it is never us who close one that is just being used.
+    #[serde(with = "config::duration")]
+    pub keep_alive: Duration,
+    /// Most connections at once; past that new ones wait to be accepted. Default: 4096. Each takes a file descriptor.
+    #[serde(deserialize_with = "config::count")]
+    pub max_connections: usize,
+    /// Most events in flight at once; past that senders get 503. Default: 4096.
+    #[serde(deserialize_with = "config::count")]
+    pub max_in_flight: usize,
+    /// Most body bytes held at once; past that senders get 503. Default: 256 MiB. Memory use can reach about twice that
+    /// while bodies are being read.
+    pub max_in_flight_bytes: ByteLimit,
+    /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.
+    #[serde(with = "config::duration")]
+    pub drain_delay: Duration,
+    /// How long requests and publishes in flight may take to finish after that. Default: 20 s, so that with `drain_delay`
+    /// it stays inside Kubernetes' grace period of 30 s.
+    #[serde(with = "config::duration")]
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            max_body: ByteLimit::mib(2),
+            reply_deadline: Duration::from_millis(2500),
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            max_connections: 4096,
+            max_in_flight: 4096,
+            max_in_flight_bytes: ByteLimit::mib(256),
+            drain_delay: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The `[admin]` table: the port for probes and metrics. It has no authentication; keep it private.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Address and port to listen on. Default: `"127.0.0.1:9090"`, reachable from this machine only.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
+        }
+    }
+}

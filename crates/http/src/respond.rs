@@ -1,0 +1,212 @@
+//! Answers: the one place where outcomes become status codes. A 2xx is made from an [`Accepted`] and from nothing else.
+//!
+//! Refusals are problem documents (RFC 9457) with a stable `code`. Never 3xx (OpenClaw follows a redirect as a GET without
+//! body and calls it delivered), never 406 or 410 (some senders drop the event or the whole subscription).
+
+use axum::{body::Body, response::Response};
+use hookgate_core::{
+    handoff::{Accepted, AcceptedAs, Miss, Refused},
+    observe::Rejection,
+};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+/// One kind of refusal, as the sender sees it.
+pub(crate) struct Problem {
+    status: StatusCode,
+    /// Stable; documented in `docs/errors/README.md`.
+    code: &'static str,
+    title: &'static str,
+}
+
+macro_rules! problems {
+    ($($name:ident = $status:ident, $code:literal, $title:literal;)+) => {
+        $(pub(crate) const $name: Problem = Problem { status: StatusCode::$status, code: $code, title: $title };)+
+
+        #[cfg(test)]
+        const ALL: &[&Problem] = &[$(&$name,)+];
+    };
+}
+
+problems! {
+    NOT_FOUND = NOT_FOUND, "unknown-source", "no source has this path";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED, "method-not-allowed", "events are sent by POST";
+    BODY_TIMEOUT = REQUEST_TIMEOUT, "body-timeout", "the body did not arrive in time";
+    TRUNCATED = BAD_REQUEST, "truncated-body", "the body ended before its announced length or is framed wrongly";
+    TOO_LARGE = PAYLOAD_TOO_LARGE, "body-too-large", "the body is longer than this source accepts";
+    OVERLOADED = SERVICE_UNAVAILABLE, "overloaded", "too much is in flight";
+    UNAUTHORIZED = UNAUTHORIZED, "unauthorized", "the request could not be authenticated";
+    MALFORMED = BAD_REQUEST, "malformed-event", "the request is no event of this source";
+    UNROUTED = UNPROCESSABLE_ENTITY, "unrouted", "no route takes this event";
+    IN_PROGRESS = SERVICE_UNAVAILABLE, "in-progress", "the same event is being published";
+    UNAVAILABLE = SERVICE_UNAVAILABLE, "destination-unavailable", "a destination cannot take the event now";
+    UNKNOWN = GATEWAY_TIMEOUT, "destination-timeout", "a destination did not answer in time; send the event again";
+    REJECTED = UNPROCESSABLE_ENTITY, "destination-rejected", "a destination will never take this event";
+    INTERNAL = INTERNAL_SERVER_ERROR, "internal-error", "a defect of hookgate stopped the request; send the event again";
+}
+
+/// The answer to an event that is safe, or known to be.
+pub(crate) fn accepted(accepted: &Accepted) -> Response {
+    let outcome = match accepted.as_what() {
+        AcceptedAs::Delivered => "delivered",
+        AcceptedAs::Duplicate => "duplicate",
+        AcceptedAs::Dropped => "dropped",
+    };
+    let body = json!({ "outcome": outcome, "event_id": accepted.event().as_str() });
+    document(StatusCode::OK, "application/json", &body)
+}
+
+/// The answer to an event that is not accepted.
+pub(crate) fn refused(refused: &Refused) -> Response {
+    match refused {
+        Refused::Unauthenticated(_) => {
+            // The same for every cause: a sender that cannot prove itself learns nothing. RFC 9110, 15.5.2 asks for the
+            // header.
+            let mut response = problem(&UNAUTHORIZED, None);
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
+        Refused::Malformed(malformed) => problem(&MALFORMED, Some(&malformed.to_string())),
+        Refused::Unrouted => problem(&UNROUTED, None),
+        Refused::InProgress => problem(&IN_PROGRESS, None),
+        Refused::NotHandedOff(Miss::Unavailable) => problem(&UNAVAILABLE, None),
+        Refused::NotHandedOff(Miss::Unknown) => problem(&UNKNOWN, None),
+        Refused::NotHandedOff(Miss::Rejected) => problem(&REJECTED, None),
+    }
+}
+
+/// The answer to a request that did not become an event.
+pub(crate) fn rejected(rejection: Rejection) -> Response {
+    let mut response = problem(
+        match rejection {
+            Rejection::UnknownPath => &NOT_FOUND,
+            Rejection::Method => &METHOD_NOT_ALLOWED,
+            Rejection::TooLarge => &TOO_LARGE,
+            Rejection::ReadTimeout => &BODY_TIMEOUT,
+            Rejection::Truncated => &TRUNCATED,
+            Rejection::InFlightLimit | Rejection::Memory => &OVERLOADED,
+            Rejection::CredentialMissing
+            | Rejection::CredentialMalformed
+            | Rejection::CredentialRepeated
+            | Rejection::CredentialMismatch => &UNAUTHORIZED,
+        },
+        None,
+    );
+    match rejection {
+        Rejection::Method => {
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        // What is left of the body is not read, so the connection cannot be used again.
+        Rejection::TooLarge | Rejection::ReadTimeout | Rejection::Truncated | Rejection::Memory => {
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// The answer when a bug stopped the request.
+pub(crate) fn failed() -> Response {
+    problem(&INTERNAL, None)
+}
+
+fn problem(problem: &Problem, detail: Option<&str>) -> Response {
+    let mut body = json!({
+        "type": format!("urn:hookgate:problem:{}", problem.code),
+        "title": problem.title,
+        "status": problem.status.as_u16(),
+        "code": problem.code,
+    });
+    if let Some(detail) = detail {
+        body["detail"] = detail.into();
+    }
+    let mut response = document(problem.status, "application/problem+json", &body);
+    if matches!(
+        problem.status,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    ) {
+        // Spread over some seconds, so that senders who failed together do not return together.
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(fastrand::u16(1..=10)));
+    }
+    response
+}
+
+fn document(status: StatusCode, content_type: &'static str, body: &serde_json::Value) -> Response {
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use hookgate_core::auth::AuthFailure;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn parts(response: Response) -> (StatusCode, http::HeaderMap, Vec<u8>) {
+        let (head, body) = response.into_parts();
+        (
+            head.status,
+            head.headers,
+            body.collect().await.expect("in memory").to_bytes().to_vec(),
+        )
+    }
+
+    #[tokio::test]
+    async fn every_cause_of_a_401_reads_the_same() {
+        let failures = [
+            AuthFailure::Missing,
+            AuthFailure::Malformed,
+            AuthFailure::Repeated,
+            AuthFailure::Mismatch,
+        ];
+        let first = parts(refused(&Refused::Unauthenticated(failures[0]))).await;
+        for failure in &failures[1..] {
+            assert_eq!(parts(refused(&Refused::Unauthenticated(*failure))).await, first);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_rejection_is_a_success_or_a_redirect() {
+        for rejection in Rejection::ALL {
+            let (status, headers, _) = parts(rejected(*rejection)).await;
+            assert!(status.is_client_error() || status.is_server_error(), "{rejection:?}");
+            assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json");
+        }
+    }
+
+    #[test]
+    fn every_503_and_504_says_when_to_come_back() {
+        for shown in ALL {
+            let response = problem(shown, None);
+            let transient = matches!(response.status().as_u16(), 503 | 504);
+            assert_eq!(
+                response.headers().contains_key(header::RETRY_AFTER),
+                transient,
+                "{}",
+                shown.code
+            );
+        }
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let page = include_str!("../../../docs/errors/README.md");
+        for shown in ALL {
+            let row = format!("| `{}` | {} |", shown.code, shown.status.as_u16());
+            assert!(page.contains(&row), "docs/errors/README.md has no row {row}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! An observer that keeps what happens as lines that a test can compare.
+//!
+//! A line is the name of the observation and its fields, without times: `publish_attempted sink=events result=acked`.
+
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use hookgate_core::observe::{Chain, Observation, Observer};
+
+/// Keeps every observation.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    lines: Mutex<Vec<String>>,
+}
+
+impl Recorder {
+    /// Everything so far, in order.
+    pub fn lines(&self) -> Vec<String> {
+        self.locked().clone()
+    }
+
+    /// How many lines begin with `start`.
+    pub fn count(&self, start: &str) -> usize {
+        self.locked().iter().filter(|line| line.starts_with(start)).count()
+    }
+
+    /// Forgets everything so far.
+    pub fn clear(&self) {
+        self.locked().clear();
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Recorder {
+    fn observe(&self, observation: &Observation<'_>) {
+        let line = Line(observation).to_string();
+        self.locked().push(line);
+    }
+}
+
+struct Line<'a>(&'a Observation<'a>);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Observation::ConnectionOpened => f.write_str("connection_opened"),
+            Observation::ConnectionClosed => f.write_str("connection_closed"),
+            Observation::AcceptFailed { error } => write!(f, "accept_failed error={error}"),
+            Observation::RequestStarted => f.write_str("request_started"),
+            Observation::RequestFinished {
+                source,
+                status,
+                elapsed: _,
+            } => {
+                write!(f, "request_finished source={} status={status}", Or(*source))
+            }
+            Observation::RequestRejected { source, reason } => {
+                write!(f, "request_rejected source={} reason={}", Or(*source), reason.label())
+            }
+            Observation::EventReceived { source, body_bytes } => {
+                write!(f, "event_received source={source} body_bytes={body_bytes}")
+            }
+            Observation::EventFinished {
+                source,
+                event,
+                outcome,
+                elapsed: _,
+                cause,
+            } => {
+                let (id, outcome) = (Or(event.map(|event| &event.id)), outcome.label());
+                write!(
+                    f,
+                    "event_finished source={source} event={id} outcome={outcome} cause={}",
+                    Or(*cause)
+                )
+            }
+            Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
+            Observation::PublishStarted { sink } => write!(f, "publish_started sink={sink}"),
+            Observation::PublishAttempted {
+                sink,
+                result,
+                elapsed: _,
+            } => {
+                write!(f, "publish_attempted sink={sink} result={}", result.label())
+            }
+            Observation::PublishFinished { sink, error, required } => {
+                let error = error.map(|error| Chain(error).to_string());
+                write!(
+                    f,
+                    "publish_finished sink={sink} error={} required={required}",
+                    Or(error)
+                )
+            }
+            Observation::SinkUp { sink } => write!(f, "sink_up sink={sink}"),
+            Observation::SinkDown { sink, cause } => write!(f, "sink_down sink={sink} cause={cause}"),
+            Observation::SinkNotice { sink, message, detail } => {
+                write!(f, "sink_notice sink={sink} message={message} detail={detail}")
+            }
+            Observation::SecretReplaced { name } => write!(f, "secret_replaced name={name}"),
+            Observation::SecretKept { name, cause } => write!(f, "secret_kept name={name} cause={cause}"),
+        }
+    }
+}
+
+/// A value, or `-` where there is none.
+struct Or<T>(Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Or<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hookgate_core::{event::SinkId, observe::AttemptResult};
+
+    use super::*;
+
+    #[test]
+    fn lines_can_be_compared_and_counted() {
+        let recorder = Recorder::default();
+        let sink = SinkId::new(0, "events");
+        recorder.observe(&Observation::SinkUp { sink: &sink });
+        let (result, elapsed) = (AttemptResult::Acked, std::time::Duration::from_secs(1));
+        recorder.observe(&Observation::PublishAttempted {
+            sink: &sink,
+            result,
+            elapsed,
+        });
+        assert_eq!(
+            recorder.lines(),
+            ["sink_up sink=events", "publish_attempted sink=events result=acked"]
+        );
+        assert_eq!(recorder.count("publish_"), 1);
+        recorder.clear();
+        assert!(recorder.lines().is_empty());
+    }
+}
