@@ -25,17 +25,17 @@
 //!
 //! ```
 #![doc = include_str!("proofs.scaffold")]
-//! let event = event();
+//! let (event, proof) = (event(), event().proof().clone());
 //! // Earned:
-//! let proof = event.proof().clone();
-//! # let _ = proof;
+//! let authenticated = event;
+//! # let _ = (proof, authenticated);
 //! ```
 //! ```compile_fail,E0451
 #![doc = include_str!("proofs.scaffold")]
-//! let event = event();
+//! let (event, proof) = (event(), event().proof().clone());
 //! // Forged:
-//! let proof = Authenticated { value: event, proof: event.proof().clone() };
-//! # let _ = proof;
+//! let authenticated = Authenticated { value: event, proof };
+//! # let _ = authenticated;
 //! ```
 //!
 //! # Only an authenticated event is claimed

@@ -1,0 +1,119 @@
+//! Puts the parts together as the config says, and collects what cannot be put together.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use hookgate_core::{
+    config::Problem,
+    dedup::Memory,
+    event::{SinkId, SourceId},
+    observe::Observer,
+    pipeline::Pipeline,
+    publisher::Publisher,
+    route::{Names, Router, SinkDeclaration},
+    source::Source,
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::{Config, Problems},
+    secrets::Secrets,
+};
+
+/// The config as parts that are ready to be connected.
+pub(crate) struct Parts {
+    pub(crate) sources: Vec<Arc<Source>>,
+    pub(crate) router: Router,
+    pub(crate) secrets: Secrets,
+}
+
+/// The names of all sources, in their order.
+pub(crate) fn source_ids(config: &Config) -> Vec<SourceId> {
+    config.sources.keys().enumerate().map(|(index, name)| SourceId::new(index, name.as_str())).collect()
+}
+
+/// The names of all sinks, in their order.
+pub(crate) fn sink_ids(config: &Config) -> Vec<SinkId> {
+    config.sinks.keys().enumerate().map(|(index, name)| SinkId::new(index, name.as_str())).collect()
+}
+
+/// Checks what the config says as a whole, and resolves its secrets. Connects to nothing.
+pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
+    let mut problems = Vec::new();
+    let mut secrets = Secrets::default();
+    let mut sources: Vec<Arc<Source>> = Vec::new();
+    for (id, table) in source_ids(config).into_iter().zip(config.sources.values()) {
+        let key = format!("sources.{id}");
+        match Source::compile(id, table, config.server.max_body, &mut |secret| secrets.resolve(secret)) {
+            Ok(source) => sources.push(Arc::new(source)),
+            Err(found) => problems.extend(found.into_iter().map(|problem| problem.within(&key))),
+        }
+    }
+    problems.extend(check_sources(config, &sources));
+    for (name, sink) in &config.sinks {
+        problems.extend(sink.check().into_iter().map(|problem| problem.within(&format!("sinks.{name}"))));
+    }
+    let sinks: Vec<SinkDeclaration> = (sink_ids(config).into_iter().zip(config.sinks.values()))
+        .map(|(id, sink)| SinkDeclaration { id, addressing: sink.addressing() })
+        .collect();
+    let source_names: Vec<String> = config.sources.keys().cloned().collect();
+    let mut attributes: Vec<String> = sources.iter().flat_map(|source| source.attribute_names()).cloned().collect();
+    attributes.sort();
+    attributes.dedup();
+    let names = Names { sinks: &sinks, sources: &source_names, attributes: &attributes };
+    let router = Router::compile(&config.routes, &config.unrouted, &names).map_err(|found| {
+        // With a broken source its attributes are unknown, and every rule that uses them would be blamed.
+        let sources_are_known = sources.len() == config.sources.len();
+        problems.extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
+    });
+    match router {
+        Ok(router) if problems.is_empty() => Ok(Parts { sources, router, secrets }),
+        _ => Err(config.origins.locate(problems)),
+    }
+}
+
+fn check_sources(config: &Config, sources: &[Arc<Source>]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if config.sources.is_empty() {
+        problems.push(Problem::new("sources", "is empty: nobody could send anything; write a [sources.NAME] table"));
+    }
+    if config.sinks.is_empty() {
+        problems.push(Problem::new("sinks", "is empty: events would have nowhere to go; write a [sinks.NAME] table"));
+    }
+    for (place, (name, table)) in config.sources.iter().enumerate() {
+        if let Some((earlier, _)) = config.sources.iter().take(place).find(|(_, earlier)| earlier.path == table.path) {
+            let message = format!("{:?} is the path of sources.{earlier} already", table.path);
+            problems.push(Problem::new(format!("sources.{name}.path"), message));
+        }
+    }
+    let budget = config.server.max_in_flight_bytes;
+    if let Some(largest) = sources.iter().max_by_key(|source| source.max_body()).filter(|source| source.max_body() > budget) {
+        let message = format!("{budget} cannot hold one body of sources.{}, which may have {}", largest.id(), largest.max_body());
+        problems.push(Problem::new("server.max_in_flight_bytes", message));
+    }
+    problems
+}
+
+/// Connects the sinks and puts them behind the router.
+pub(crate) async fn connect(
+    config: &Config,
+    router: Router,
+    secrets: &mut Secrets,
+    observer: &Arc<dyn Observer>,
+) -> anyhow::Result<Pipeline> {
+    let mut publishers = Vec::new();
+    for (id, table) in sink_ids(config).into_iter().zip(config.sinks.values()) {
+        let mut resolve = |secret: &_| secrets.resolve(secret);
+        let sink = table.connect(id.clone(), &mut resolve, Arc::clone(observer)).await;
+        let sink = sink.with_context(|| format!("set up sinks.{id}"))?;
+        publishers.push(Arc::new(Publisher::new(id, sink, table.max_in_flight(), Arc::clone(observer))));
+    }
+    Ok(Pipeline {
+        router,
+        memory: Arc::new(Memory::new(&config.dedup)),
+        publishers,
+        observer: Arc::clone(observer),
+        reply_deadline: config.server.reply_deadline,
+        tasks: TaskTracker::new(),
+    })
+}

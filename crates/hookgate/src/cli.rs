@@ -1,0 +1,141 @@
+//! The command line. Data goes to stdout, talk to stderr.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use hookgate_core::observe::Chain;
+
+use crate::{
+    check,
+    config::{self, Config, Problems},
+    run,
+};
+
+/// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// The config file. Every key in it can be overridden by the environment: HOOKGATE_SERVER__LISTEN is server.listen.
+    #[arg(long, short, global = true, default_value = "relay.toml", value_name = "FILE")]
+    config: PathBuf,
+
+    /// Write data as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take events and publish them until SIGTERM.
+    Run,
+    /// Validate the config, then connect to every sink and say what is wrong.
+    Check,
+    /// Print the config as it is understood, with defaults filled in and secrets left out.
+    Config,
+}
+
+/// The config cannot be used, or a check failed: an operator has to change something.
+const EXIT_CONFIG: u8 = 2;
+
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Run => run_until_stopped(&arguments),
+        Command::Check => check(&arguments),
+        Command::Config => print_config(&arguments),
+    };
+    outcome.unwrap_or_else(|failure| match failure {
+        Failure::Config(problems) => {
+            report(&arguments, &problems);
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Failure::Run(error) => {
+            eprintln!("hookgate: {}", Chain(&*error));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+enum Failure {
+    Config(Problems),
+    Run(anyhow::Error),
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::Config(problems)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Run(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+fn load(arguments: &Arguments) -> Result<Config, Problems> {
+    config::load(&arguments.config, std::env::vars())
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("hookgate").build()
+}
+
+fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let config = load(arguments)?;
+    match runtime()?.block_on(run::run(config)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(run::Failure::Config(problems)) => Err(Failure::Config(problems)),
+        Err(run::Failure::Run(error)) => Err(Failure::Run(error)),
+    }
+}
+
+fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let config = load(arguments)?;
+    let results = runtime()?.block_on(check::check(&config))?;
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &results).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        for result in &results {
+            writeln!(out, "{result}")?;
+        }
+    }
+    let good = results.iter().all(check::SinkCheck::is_ok);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
+}
+
+fn print_config(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let config = load(arguments)?;
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &config).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        let text = toml::to_string_pretty(&config).map_err(anyhow::Error::new)?;
+        write!(out, "{text}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(arguments: &Arguments, problems: &Problems) {
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(problems).expect("plain data serialises"));
+    } else {
+        eprint!("{problems}");
+    }
+}

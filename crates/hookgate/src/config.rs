@@ -1,0 +1,215 @@
+//! The configuration: one TOML file, overridden by the environment, read strictly, with all problems told at once.
+//!
+//! The structs stand beside what they configure, in the crates that use them. Here they are put together and figment's
+//! behaviour is fenced in: its own environment provider would read `12345` as a number and Kubernetes' service links as
+//! keys, and serde would stop at the first problem.
+
+mod environment;
+mod read;
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use figment::{
+    Figment,
+    providers::{Format, Toml},
+    value::Value,
+};
+use hookgate_core::{
+    config::Problem,
+    dedup::DedupConfig,
+    route::{RouteConfig, UnroutedConfig},
+    source::SourceConfig,
+};
+use hookgate_http::{AdminConfig, ServerConfig};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::read::{Reader, unknown};
+use crate::sinks::SinkConfig;
+
+/// Everything that `relay.toml` says.
+#[derive(Debug, Serialize)]
+pub(crate) struct Config {
+    pub(crate) server: ServerConfig,
+    pub(crate) admin: AdminConfig,
+    pub(crate) log: LogConfig,
+    pub(crate) dedup: DedupConfig,
+    pub(crate) sources: BTreeMap<String, SourceConfig>,
+    pub(crate) sinks: BTreeMap<String, SinkConfig>,
+    pub(crate) routes: Vec<RouteConfig>,
+    pub(crate) unrouted: UnroutedConfig,
+    /// Where each value was set, for problems that are found later.
+    #[serde(skip)]
+    pub(crate) origins: Origins,
+}
+
+/// The `[log]` table.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LogConfig {
+    /// `"json"` for machines, `"pretty"` for people. Default: `"auto"`, pretty where stderr is a terminal.
+    pub(crate) format: LogFormat,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives like `"info,hookgate=debug"`. At `debug`
+    /// there is one line for each event. Default: `"info"`.
+    pub(crate) level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Auto,
+    Json,
+    Pretty,
+}
+
+/// Directives of [`tracing_subscriber::EnvFilter`], checked when they are read.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct LogLevel(pub(crate) String);
+
+impl Default for LogLevel {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl TryFrom<String> for LogLevel {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match tracing_subscriber::EnvFilter::builder().parse(&text) {
+            Ok(_) => Ok(Self(text)),
+            Err(_) => Err(format!("{text:?} is not a log level; write \"info\", \"debug\" or \"info,hookgate=debug\"")),
+        }
+    }
+}
+
+impl From<LogLevel> for String {
+    fn from(level: LogLevel) -> Self {
+        level.0
+    }
+}
+
+/// Where values were set.
+pub(crate) struct Origins {
+    figment: Figment,
+    root: Value,
+}
+
+impl fmt::Debug for Origins {
+    /// Shows nothing: the values as they were read have the secrets in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origins").finish_non_exhaustive()
+    }
+}
+
+impl Origins {
+    /// The file or variable that set `key`, or the nearest table around it that was set at all.
+    fn of(&self, key: &str) -> Option<String> {
+        let mut found = &self.root;
+        for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty()) {
+            match read::child(found, part) {
+                Some(child) => found = child,
+                None => break,
+            }
+        }
+        let metadata = self.figment.get_metadata(found.tag())?;
+        Some(metadata.source.as_ref().map_or_else(|| metadata.name.to_string(), ToString::to_string))
+    }
+
+    /// `problems` with where each was set.
+    pub(crate) fn locate(&self, problems: Vec<Problem>) -> Problems {
+        let locate = |problem: Problem| Located {
+            set_in: self.of(&problem.key),
+            key: problem.key,
+            message: problem.message,
+        };
+        Problems(problems.into_iter().map(locate).collect())
+    }
+}
+
+/// All that is wrong with a config. Never empty.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Problems(Vec<Located>);
+
+#[derive(Debug, Serialize)]
+struct Located {
+    key: String,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set_in: Option<String>,
+}
+
+impl Problems {
+    fn one(key: &str, message: String) -> Self {
+        Self(vec![Located { key: key.to_owned(), message, set_in: None }])
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0.len() == 1 { "" } else { "s" };
+        writeln!(f, "hookgate: the configuration has {} problem{plural}", self.0.len())?;
+        for Located { key, message, set_in } in &self.0 {
+            write!(f, "  {key}: {message}")?;
+            match set_in {
+                Some(origin) => writeln!(f, " (set in {origin})")?,
+                None => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the config from `file` and from those variables of `environment` that override it.
+///
+/// # Errors
+/// Every problem found.
+pub(crate) fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Problems> {
+    let path = file.display().to_string();
+    if let Err(error) = std::fs::File::open(file) {
+        let advice = "give the path with --config";
+        return Err(Problems::one(&path, format!("cannot be read: {error}; {advice}")));
+    }
+    let figment = environment::apply(Figment::from(Toml::file_exact(file)), environment);
+    let root: Value = figment.extract().map_err(|error| Problems::one(&path, without_excerpt(&error.kind.to_string())))?;
+    parse(Origins { figment, root })
+}
+
+/// A syntax error on one line, without the line of the file that the TOML reader shows: there may be a secret in it.
+fn without_excerpt(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
+    lines.collect::<Vec<_>>().join(": ")
+}
+
+fn parse(origins: Origins) -> Result<Config, Problems> {
+    let mut reader = Reader::new(&origins.root);
+    let server = reader.table("server");
+    let admin = reader.table("admin");
+    let log = reader.table("log");
+    let dedup = reader.table("dedup");
+    let sources = reader.named_tables("sources", |reader, key, table| reader.value::<SourceConfig>(key, table));
+    let sinks = reader.named_tables("sinks", SinkConfig::read);
+    let routes = reader.list("routes");
+    let unrouted = reader.table("unrouted");
+    let problems = reader.finish();
+    match (server, admin, log, dedup, sources, sinks, routes, unrouted) {
+        (
+            Some(server),
+            Some(admin),
+            Some(log),
+            Some(dedup),
+            Some(sources),
+            Some(sinks),
+            Some(routes),
+            Some(unrouted),
+        ) if problems.is_empty() => {
+            Ok(Config { server, admin, log, dedup, sources, sinks, routes, unrouted, origins })
+        }
+        _ => Err(origins.locate(problems)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

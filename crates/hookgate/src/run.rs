@@ -1,0 +1,151 @@
+//! `hookgate run`: start, supervision, and a shutdown in which no accepted event is lost and no sender is told 503.
+
+use std::{io, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline};
+use hookgate_http::{Ingress, Limits, Server, admin};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    assemble::{self, Parts},
+    config::{Config, Problems},
+    telemetry::{self, Telemetry},
+};
+
+/// Why the program stopped on its own.
+pub(crate) enum Failure {
+    /// The config cannot be used.
+    Config(Problems),
+    /// Something else.
+    Run(anyhow::Error),
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::Config(problems)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Run(error)
+    }
+}
+
+/// How long the sinks may take to close, and the admin port after them.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT; a second one ends the process at once.
+pub(crate) async fn run(config: Config) -> Result<(), Failure> {
+    // First of all: as PID 1 in a container an unhandled SIGTERM is ignored.
+    let mut signals = Signals::install().context("install the signal handlers")?;
+    telemetry::start_log(&config.log);
+    let Parts { sources, router, mut secrets } = assemble::prepare(&config)?;
+    let telemetry = Telemetry::new(&assemble::source_ids(&config), &assemble::sink_ids(&config));
+    let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
+
+    let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
+    let public = bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?;
+    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, &observer).await?);
+    telemetry.started(Arc::clone(&pipeline.memory));
+    let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
+
+    let stops = Stops::default();
+    let background = tokio_util::task::TaskTracker::new();
+    background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
+    background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
+    let admin_address = admin.local_addr().context("read the admin port")?;
+    let admin_routes = admin::router(Arc::clone(&telemetry) as _);
+    let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
+    let address = public.local_addr().context("read the public port")?;
+    let public = tokio::spawn(public.serve(ingress.router(&sources), stops.public.clone(), stops.public_abort.clone()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, admin = %admin_address, "hookgate is up");
+
+    signals.next().await;
+    tokio::spawn(async move {
+        signals.next().await;
+        tracing::warn!("second signal: exiting at once");
+        std::process::exit(130);
+    });
+    shut_down(&config, &telemetry, &pipeline, &stops, public).await;
+    // The admin port goes last, so that the final scrape sees how it ended.
+    stops.background.cancel();
+    background.close();
+    stops.admin.cancel();
+    within(CLOSE_LIMIT, "admin port", admin).await;
+    stops.admin_abort.cancel();
+    within(CLOSE_LIMIT, "background tasks", background.wait()).await;
+    tracing::info!("hookgate has stopped");
+    Ok(())
+}
+
+/// What tells each part to stop, in the order of the shutdown.
+#[derive(Default)]
+struct Stops {
+    public: CancellationToken,
+    public_abort: CancellationToken,
+    background: CancellationToken,
+    admin: CancellationToken,
+    admin_abort: CancellationToken,
+}
+
+async fn shut_down(
+    config: &Config,
+    telemetry: &Telemetry,
+    pipeline: &Pipeline,
+    stops: &Stops,
+    public: tokio::task::JoinHandle<()>,
+) {
+    // Not ready, but serving on: load balancers learn of it later than we do, and a refused request would be lost.
+    telemetry.draining();
+    let drain_delay = config.server.drain_delay;
+    tracing::info!(drain_delay_ms = drain_delay.as_millis(), "draining: not ready, still serving");
+    sleep(drain_delay).await;
+
+    // From here on connections are refused, the one failure that OpenClaw retries.
+    stops.public.cancel();
+    let limit = Deadline::after(config.server.shutdown_timeout);
+    within(limit.remaining(), "requests in flight", public).await;
+    stops.public_abort.cancel();
+
+    // Publishes whose clients have gone, and the legs that nobody waited for.
+    pipeline.tasks.close();
+    within(limit.remaining().max(config.server.reply_deadline), "publishes in flight", pipeline.tasks.wait()).await;
+
+    let deadline = Deadline::after(CLOSE_LIMIT);
+    for publisher in &pipeline.publishers {
+        let closed = publisher.sink().close(deadline);
+        within(deadline.remaining(), "closing a sink", closed).await;
+    }
+}
+
+/// Waits for a phase of the shutdown, but not past its limit.
+async fn within(limit: Duration, phase: &'static str, done: impl Future) {
+    if tokio::time::timeout(limit, done).await.is_err() {
+        tracing::warn!(phase, limit_ms = limit.as_millis(), "a phase of the shutdown took too long and was cut short");
+    }
+}
+
+fn bind(address: std::net::SocketAddr, key: &str, limits: Limits, observer: &Arc<dyn Observer>) -> anyhow::Result<Server> {
+    Server::bind(address, limits, Arc::clone(observer)).with_context(|| format!("listen on {address} ({key})"))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+    }
+}

@@ -1,0 +1,92 @@
+//! Reads secrets from the environment and from files, and files again when their content changes.
+//!
+//! Files are polled, not watched: Kubernetes swaps a directory above a mounted secret, which a watch on the file misses.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use hookgate_core::{
+    observe::{Observation, Observer},
+    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
+};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+/// How often files are looked at. An operator who rotates a secret waits this long at most.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The secrets of the config that were resolved, and the files to look at again.
+#[derive(Default)]
+pub(crate) struct Secrets {
+    files: Vec<(PathBuf, Arc<SecretSlot>)>,
+}
+
+impl Secrets {
+    /// The live secret that `reference` names.
+    pub(crate) fn resolve(&mut self, reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+        let (secret, file) = match &reference.origin {
+            SecretOrigin::Literal(text) => (Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?, None),
+            SecretOrigin::Env(variable) => (from_environment(variable)?, None),
+            SecretOrigin::File(path) => (from_file(path)?, Some(path.clone())),
+        };
+        let slot = Arc::new(SecretSlot::new(reference.display_name(), secret));
+        self.files.extend(file.map(|path| (path, Arc::clone(&slot))));
+        Ok(slot)
+    }
+
+    /// Looks at the files from time to time until `stop`, and puts new values in place. A file that cannot be used any
+    /// more changes nothing and is reported once.
+    pub(crate) async fn keep_fresh(self, observer: Arc<dyn Observer>, stop: CancellationToken) {
+        let mut troubles: BTreeMap<PathBuf, String> = BTreeMap::new();
+        let files = Arc::new(self.files);
+        if files.is_empty() {
+            return;
+        }
+        while stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await.is_some() {
+            let paths = Arc::clone(&files);
+            // A mounted secret may hang like any disk: never on a thread that serves requests.
+            let read = tokio::task::spawn_blocking(move || paths.iter().map(|(path, _)| from_file(path)).collect::<Vec<_>>());
+            let Ok(contents) = read.await else { continue };
+            for ((path, slot), content) in files.iter().zip(contents) {
+                match content {
+                    Ok(secret) => {
+                        troubles.remove(path);
+                        if secret.expose() != slot.current().expose() {
+                            slot.replace(secret);
+                            observer.observe(&Observation::SecretReplaced { name: slot.name() });
+                        }
+                    }
+                    Err(trouble) => {
+                        if troubles.insert(path.clone(), trouble.clone()).as_ref() != Some(&trouble) {
+                            observer.observe(&Observation::SecretKept { name: slot.name(), cause: &trouble });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn from_environment(variable: &str) -> Result<Secret, String> {
+    match std::env::var(variable) {
+        Ok(text) => Secret::new(text).map_err(|_| format!("the environment variable {variable} is empty")),
+        Err(std::env::VarError::NotPresent) => {
+            Err(format!("the environment variable {variable} is not set; set it, or use {{ file = \"…\" }}"))
+        }
+        Err(std::env::VarError::NotUnicode(_)) => Err(format!("the environment variable {variable} is not UTF-8")),
+    }
+}
+
+/// Editors and `echo` end a file with a newline that nobody means as part of the secret.
+fn from_file(path: &PathBuf) -> Result<Secret, String> {
+    let mut content = match std::fs::read(path) {
+        Ok(content) => Zeroizing::new(content),
+        Err(error) => return Err(format!("the file {} cannot be read: {error}", path.display())),
+    };
+    if content.last() == Some(&b'\n') {
+        content.pop();
+    }
+    if content.last() == Some(&b'\r') {
+        content.pop();
+    }
+    Secret::new(std::mem::take(&mut *content)).map_err(|_| format!("the file {} is empty", path.display()))
+}

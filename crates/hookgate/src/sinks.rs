@@ -1,0 +1,117 @@
+//! The sinks that exist: for a closed set an enum and a `match` are the registry, and the compiler checks it.
+
+use std::{sync::Arc, time::Duration};
+
+use figment::value::Value;
+use hookgate_core::{
+    config::Problem,
+    event::SinkId,
+    limits::Deadline,
+    observe::{Chain, Observer, Unobserved},
+    secret::ResolveSecret,
+    sink::{Addressing, Sink},
+};
+use hookgate_sink_file as file;
+use hookgate_sink_nats as nats;
+use serde::Serialize;
+
+use crate::config::Reader;
+
+/// A `[sinks.<name>]` table; `type` says which kind.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum SinkConfig {
+    File(file::Config),
+    Nats(nats::Config),
+}
+
+/// How long a broker may take to answer an inspection.
+const INSPECTION_LIMIT: Duration = Duration::from_secs(5);
+
+/// What `type` can be.
+const TYPES: &[&str] = &["file", "nats"];
+
+impl SinkConfig {
+    /// Reads the table at `key`.
+    pub(crate) fn read(reader: &mut Reader<'_>, key: &str, table: &Value) -> Option<Self> {
+        let Value::Dict(tag, fields) = table else {
+            reader.problem(Problem::new(key, "is not a table"));
+            return None;
+        };
+        let mut fields = fields.clone();
+        let kind = fields.remove("type");
+        let rest = Value::Dict(*tag, fields);
+        match kind.as_ref().and_then(Value::as_str) {
+            Some("file") => reader.value(key, &rest).map(Self::File),
+            Some("nats") => reader.value(key, &rest).map(Self::Nats),
+            Some(other) => {
+                reader.problem(Problem::new(format!("{key}.type"), crate::config::unknown("sink type", other, TYPES)));
+                None
+            }
+            None => {
+                reader.problem(Problem::new(format!("{key}.type"), format!("is missing; one of: {}", TYPES.join(", "))));
+                None
+            }
+        }
+    }
+
+    /// What is wrong with it beyond its form; keys are relative to its table.
+    pub(crate) fn check(&self) -> Vec<Problem> {
+        match self {
+            Self::File(_) => Vec::new(),
+            Self::Nats(config) => config.check(),
+        }
+    }
+
+    /// What its destinations name.
+    pub(crate) fn addressing(&self) -> Addressing {
+        match self {
+            Self::File(_) => file::ADDRESSING,
+            Self::Nats(_) => nats::ADDRESSING,
+        }
+    }
+
+    /// Most messages that it is given at once.
+    pub(crate) fn max_in_flight(&self) -> usize {
+        match self {
+            Self::File(config) => config.max_in_flight,
+            Self::Nats(config) => config.max_in_flight,
+        }
+    }
+
+    /// Its `type`.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Nats(_) => "nats",
+        }
+    }
+
+    /// Looks whether events could be published now, and changes nothing; `Err` says what would stop them.
+    pub(crate) async fn inspect(&self, id: SinkId, resolve: &mut ResolveSecret<'_>) -> Result<(), String> {
+        match self {
+            // Its files belong to one process, which may be running.
+            Self::File(config) => file::inspect(&id, config).map_err(|error| Chain(&error).to_string()),
+            Self::Nats(_) => {
+                let sink = self.connect(id, resolve, Arc::new(Unobserved)).await;
+                let sink = sink.map_err(|error| Chain(&*error).to_string())?;
+                let probed = sink.probe(Deadline::after(INSPECTION_LIMIT)).await;
+                sink.close(Deadline::after(INSPECTION_LIMIT)).await;
+                probed.map_err(|error| Chain(&error).to_string())
+            }
+        }
+    }
+
+    /// Sets the sink up. A broker that is down is no error: the sink connects when it can.
+    pub(crate) async fn connect(
+        &self,
+        id: SinkId,
+        resolve: &mut ResolveSecret<'_>,
+        observer: Arc<dyn Observer>,
+    ) -> anyhow::Result<Arc<dyn Sink>> {
+        Ok(match self {
+            Self::File(config) => Arc::new(file::connect(id, config, observer).await?),
+            Self::Nats(config) => Arc::new(nats::connect(id, config, resolve, observer).await?),
+        })
+    }
+}

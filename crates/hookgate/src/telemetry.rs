@@ -1,0 +1,89 @@
+//! What is seen from outside: metrics, logs and readiness, all fed by the one stream of observations.
+
+mod health;
+mod log;
+mod metrics;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use hookgate_core::{
+    dedup::Memory,
+    event::{SinkId, SourceId},
+    observe::{Observation, Observer},
+};
+use hookgate_http::admin::{Readiness, Status};
+use tokio_util::sync::CancellationToken;
+
+use self::{health::Health, log::Log, metrics::Metrics};
+
+pub(crate) use self::log::start_log;
+
+/// How often histograms are folded: until then every sample is kept.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The program's observer.
+pub(crate) struct Telemetry {
+    metrics: Metrics,
+    log: Log,
+    health: Health,
+    memory: OnceLock<Arc<Memory>>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(sources: &[SourceId], sinks: &[SinkId]) -> Arc<Self> {
+        let (metrics, log, health) = (Metrics::new(sources, sinks), Log::new(sinks), Health::new(sinks));
+        Arc::new(Self { metrics, log, health, memory: OnceLock::new() })
+    }
+
+    /// Everything is connected: readiness follows the sinks from here.
+    pub(crate) fn started(&self, memory: Arc<Memory>) {
+        self.memory.get_or_init(|| memory);
+        self.health.started();
+    }
+
+    /// No new events should be sent here.
+    pub(crate) fn draining(&self) {
+        self.health.draining();
+        self.metrics.draining();
+    }
+
+    /// Keeps the metrics small and the watchdog alive until `stop`.
+    pub(crate) async fn keep_up(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = 0_u32;
+        while stop.run_until_cancelled(tokio::time::sleep(health::TICK)).await.is_some() {
+            self.health.tick();
+            ticks += 1;
+            if ticks * health::TICK >= UPKEEP_INTERVAL {
+                ticks = 0;
+                let telemetry = Arc::clone(&self);
+                // Folding many samples takes milliseconds of CPU.
+                let _folded = tokio::task::spawn_blocking(move || telemetry.metrics.fold()).await;
+            }
+        }
+    }
+}
+
+impl Observer for Telemetry {
+    fn observe(&self, observation: &Observation<'_>) {
+        self.metrics.observe(observation);
+        self.log.observe(observation);
+        self.health.observe(observation);
+    }
+}
+
+impl Status for Telemetry {
+    fn live(&self) -> bool {
+        self.health.live()
+    }
+
+    fn ready(&self) -> Readiness {
+        self.health.ready()
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.render(self.memory.get().map_or(0, |memory| memory.len()))
+    }
+}

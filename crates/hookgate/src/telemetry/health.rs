@@ -1,0 +1,151 @@
+//! Whether the process is alive and whether it should be sent events.
+//!
+//! Readiness does not follow a broker that was reached once: all replicas share it, so its outage would take every one of
+//! them out of service, and the load balancer's own 503 tells a sender less than ours.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hookgate_core::{
+    event::SinkId,
+    observe::{Observation, Observer},
+};
+use hookgate_http::admin::{Readiness, SinkReadiness};
+
+/// How often the watchdog is fed.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+
+/// How old the last tick may be. Older means that the runtime stands still.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
+/// How long a start waits for every sink's first connection. Wrong credentials keep a rollout from replacing good pods;
+/// a broker that is down for longer than this must not.
+const FIRST_CONTACT_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) struct Health {
+    begun: Instant,
+    started: AtomicBool,
+    draining: AtomicBool,
+    /// Milliseconds after `begun`.
+    last_tick: AtomicU64,
+    sinks: Mutex<Vec<SinkHealth>>,
+}
+
+struct SinkHealth {
+    name: String,
+    up: bool,
+    ever_up: bool,
+    cause: Option<String>,
+    since: Instant,
+}
+
+impl Health {
+    pub(super) fn new(sinks: &[SinkId]) -> Self {
+        let begun = Instant::now();
+        let sink = |id: &SinkId| SinkHealth {
+            name: id.name().to_owned(),
+            up: false,
+            ever_up: false,
+            cause: Some("not connected yet".to_owned()),
+            since: begun,
+        };
+        Self {
+            begun,
+            started: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            last_tick: AtomicU64::new(0),
+            sinks: Mutex::new(sinks.iter().map(sink).collect()),
+        }
+    }
+
+    pub(super) fn started(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    pub(super) fn draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(super) fn tick(&self) {
+        self.last_tick.store(self.age_ms(), Ordering::Release);
+    }
+
+    pub(super) fn live(&self) -> bool {
+        let age = self.age_ms().saturating_sub(self.last_tick.load(Ordering::Acquire));
+        Duration::from_millis(age) < STALLED_AFTER
+    }
+
+    pub(super) fn ready(&self) -> Readiness {
+        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_met = sinks.iter().all(|sink| sink.ever_up) || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
+        let reason = if self.draining.load(Ordering::Acquire) {
+            Some("draining")
+        } else if !self.started.load(Ordering::Acquire) {
+            Some("starting")
+        } else if !all_met {
+            Some("a sink has not been reached since the start")
+        } else {
+            None
+        };
+        let state = |sink: &SinkHealth| SinkReadiness {
+            name: sink.name.clone(),
+            up: sink.up,
+            cause: sink.cause.clone(),
+            for_seconds: sink.since.elapsed().as_secs(),
+        };
+        let sinks = sinks.iter().map(state).collect();
+        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks }
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn set(&self, sink: &SinkId, up: bool, cause: Option<String>) {
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let sink = &mut sinks[sink.index()];
+        if sink.up != up {
+            sink.since = Instant::now();
+        }
+        sink.up = up;
+        sink.ever_up |= up;
+        sink.cause = cause;
+    }
+}
+
+impl Observer for Health {
+    fn observe(&self, observation: &Observation<'_>) {
+        match observation {
+            Observation::SinkUp { sink } => self.set(sink, true, None),
+            Observation::SinkDown { sink, cause } => self.set(sink, false, Some(cause.to_string())),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_that_was_reached_once_keeps_the_process_ready() {
+        let sink = SinkId::new(0, "js");
+        let health = Health::new(std::slice::from_ref(&sink));
+        assert_eq!(health.ready().reason, Some("starting"));
+        health.started();
+        assert!(!health.ready().ready, "not reached yet");
+        health.observe(&Observation::SinkUp { sink: &sink });
+        assert!(health.ready().ready);
+        health.observe(&Observation::SinkDown { sink: &sink, cause: &"gone" });
+        let readiness = health.ready();
+        assert!(readiness.ready);
+        assert_eq!((readiness.sinks[0].up, readiness.sinks[0].cause.as_deref()), (false, Some("gone")));
+        health.draining();
+        assert_eq!(health.ready().reason, Some("draining"));
+    }
+}

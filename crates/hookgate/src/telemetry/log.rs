@@ -1,0 +1,144 @@
+//! Logs: state changes at info and above, one line for each event at debug.
+//!
+//! Never bodies, headers, queries, signatures or secrets: none of them is in an observation.
+
+use std::{
+    io::IsTerminal,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use hookgate_core::{
+    event::SinkId,
+    observe::{AttemptResult, Chain, Observation, Observer, Outcome},
+    sink::PublishError,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// What clients of brokers log on their own is off unless `log.level` names them: the sinks report the same, once, and in
+/// the operator's words.
+const QUIET: &str = "async_nats=off";
+
+/// Begins to log to stderr.
+pub(crate) fn start_log(config: &LogConfig) {
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{}", config.level.0));
+    let json = match config.format {
+        LogFormat::Json => true,
+        LogFormat::Pretty => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
+    }
+}
+
+/// At most one warning of a kind in this time: a broker outage fails every event alike.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+pub(super) struct Log {
+    begun: Instant,
+    /// For each sink and each result of an attempt.
+    failures: Vec<[Limiter; AttemptResult::ALL.len()]>,
+    accept_failures: Limiter,
+}
+
+impl Log {
+    pub(super) fn new(sinks: &[SinkId]) -> Self {
+        let failures = sinks.iter().map(|_| std::array::from_fn(|_| Limiter::default())).collect();
+        Self { begun: Instant::now(), failures, accept_failures: Limiter::default() }
+    }
+
+    fn publish_failed(&self, sink: &SinkId, error: &PublishError, required: bool) {
+        let reason = AttemptResult::from(error.reason);
+        if let Some(suppressed) = self.failures[sink.index()][reason.index()].pass(self.begun.elapsed()) {
+            let (reason, error) = (reason.label(), Chain(error));
+            tracing::warn!(%sink, reason, required, suppressed, %error, "an event could not be published");
+        }
+    }
+}
+
+impl Observer for Log {
+    fn observe(&self, observation: &Observation<'_>) {
+        match observation {
+            Observation::EventFinished { source, event, outcome, elapsed, cause } => {
+                let (event_id, event_type) = (event.map(|event| event.id.as_str()), event.map(|event| &*event.event_type));
+                let (outcome, failed) = (outcome.label(), *outcome == Outcome::Failed);
+                let (elapsed_ms, cause) = (elapsed.as_millis(), cause.map(tracing::field::display));
+                if failed {
+                    tracing::error!(%source, event_id, outcome, elapsed_ms, "a defect stopped an event; it is not remembered");
+                } else {
+                    tracing::debug!(%source, event_id, event_type, outcome, elapsed_ms, cause, "event");
+                }
+            }
+            Observation::RequestRejected { source, reason } => {
+                let source = source.map_or("unknown", |source| source.name());
+                tracing::debug!(source, reason = reason.label(), "request refused");
+            }
+            Observation::PublishFinished { sink, error: Some(error), required } => self.publish_failed(sink, error, *required),
+            Observation::SinkUp { sink } => tracing::info!(%sink, "sink is up"),
+            Observation::SinkDown { sink, cause } => tracing::warn!(%sink, %cause, "sink is down"),
+            Observation::SinkNotice { sink, message, detail } => tracing::warn!(%sink, %detail, "{message}"),
+            Observation::SecretReplaced { name } => tracing::info!(secret = name, "a changed secret is in use"),
+            Observation::SecretKept { name, cause } => {
+                tracing::warn!(secret = name, %cause, "a secret cannot be read any more; the value from before stays in use");
+            }
+            Observation::AcceptFailed { error } => {
+                if let Some(suppressed) = self.accept_failures.pass(self.begun.elapsed()) {
+                    tracing::warn!(%error, suppressed, "a connection could not be accepted");
+                }
+            }
+            Observation::ConnectionOpened
+            | Observation::ConnectionClosed
+            | Observation::RequestStarted
+            | Observation::RequestFinished { .. }
+            | Observation::EventReceived { .. }
+            | Observation::DedupChecked { .. }
+            | Observation::PublishStarted { .. }
+            | Observation::PublishAttempted { .. }
+            | Observation::PublishFinished { error: None, .. } => {}
+        }
+    }
+}
+
+/// Lets one through in a while and counts the rest.
+#[derive(Default)]
+struct Limiter {
+    /// When the next one may pass, in milliseconds after the start of the log.
+    next_ms: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Limiter {
+    /// `Some` with the number of those held back since the last that passed.
+    fn pass(&self, now: Duration) -> Option<u64> {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let next = self.next_ms.load(Ordering::Relaxed);
+        let after = millis(now + WARNING_INTERVAL);
+        let passes = millis(now) >= next
+            && self.next_ms.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if passes {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
+        }
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_warnings_is_one_line_with_a_count() {
+        let limiter = Limiter::default();
+        assert_eq!(limiter.pass(Duration::ZERO), Some(0));
+        assert_eq!(limiter.pass(Duration::from_secs(1)), None);
+        assert_eq!(limiter.pass(Duration::from_secs(9)), None);
+        assert_eq!(limiter.pass(Duration::from_secs(10)), Some(2));
+    }
+}

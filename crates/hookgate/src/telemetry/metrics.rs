@@ -1,0 +1,308 @@
+//! Metrics for Prometheus. Every series is made at the start, so that the first failure is an increase from zero, and
+//! every handle is kept, so that an event costs additions and no label formatting.
+
+use std::time::{Duration, SystemTime};
+
+use hookgate_core::{
+    event::{SinkId, SourceId},
+    observe::{AttemptResult, DedupResult, Observation, Observer, Outcome, Rejection},
+};
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// Status codes that hookgate answers with, 499 standing for a client that was gone before its answer.
+const CODES: [u16; 12] = [200, 400, 401, 404, 405, 408, 413, 422, 499, 500, 503, 504];
+
+/// The label of requests to a path that is nobody's.
+const UNKNOWN_SOURCE: &str = "unknown";
+
+const SECONDS_TO_ANSWER: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const SECONDS_TO_PUBLISH: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const BODY_BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+pub(super) struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: metrics_process::Collector,
+    series: Series,
+}
+
+/// The handles of all series.
+struct Series {
+    /// The last one is for paths that are nobody's.
+    sources: Vec<SourceMetrics>,
+    sinks: Vec<SinkMetrics>,
+    connections: Gauge,
+    connections_accepted: Counter,
+    accept_failures: Counter,
+    requests_in_flight: Gauge,
+    dedup_checks: Vec<Counter>,
+    dedup_entries: Gauge,
+    secrets_replaced: Counter,
+    draining: Gauge,
+}
+
+struct SourceMetrics {
+    requests: Vec<Counter>,
+    request_seconds: Histogram,
+    rejections: Vec<Counter>,
+    received: Counter,
+    outcomes: Vec<Counter>,
+    in_flight: Gauge,
+    body_bytes: Histogram,
+    end_to_end: Histogram,
+    last_received: Gauge,
+}
+
+struct SinkMetrics {
+    attempts: Vec<Counter>,
+    attempt_seconds: Histogram,
+    in_flight: Gauge,
+    failures: Counter,
+    best_effort_failures: Counter,
+    up: Gauge,
+    reconnects: Counter,
+    last_success: Gauge,
+}
+
+impl Metrics {
+    pub(super) fn new(sources: &[SourceId], sinks: &[SinkId]) -> Self {
+        let buckets = |builder: PrometheusBuilder, name: &str, values| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), values).expect("the buckets are not empty")
+        };
+        let builder = PrometheusBuilder::new();
+        let builder = buckets(builder, "hookgate_http_request_duration_seconds", SECONDS_TO_ANSWER);
+        let builder = buckets(builder, "hookgate_http_request_body_bytes", BODY_BYTES);
+        let builder = buckets(builder, "hookgate_event_end_to_end_seconds", SECONDS_TO_ANSWER);
+        let builder = buckets(builder, "hookgate_publish_duration_seconds", SECONDS_TO_PUBLISH);
+        let recorder = builder.build_recorder();
+        let process = metrics_process::Collector::default();
+        // Handles belong to the recorder that is current when they are made.
+        let series = metrics::with_local_recorder(&recorder, || {
+            describe();
+            process.describe();
+            gauge!("hookgate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            Series::new(sources, sinks)
+        });
+        Self { handle: recorder.handle(), recorder, process, series }
+    }
+
+    pub(super) fn draining(&self) {
+        self.series.draining.set(1.0);
+    }
+
+    /// Folds the histograms' samples into their buckets.
+    pub(super) fn fold(&self) {
+        self.handle.run_upkeep();
+    }
+
+    pub(super) fn render(&self, dedup_entries: usize) -> String {
+        self.series.dedup_entries.set(dedup_entries as f64);
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+        self.handle.render()
+    }
+
+    fn source(&self, source: Option<&SourceId>) -> &SourceMetrics {
+        let sources = &self.series.sources;
+        &sources[source.map_or(sources.len() - 1, SourceId::index)]
+    }
+
+    fn sink(&self, sink: &SinkId) -> &SinkMetrics {
+        &self.series.sinks[sink.index()]
+    }
+}
+
+impl Series {
+    fn new(sources: &[SourceId], sinks: &[SinkId]) -> Self {
+        let check = |result: &DedupResult| counter!("hookgate_dedup_checks_total", "result" => result.label());
+        Self {
+            sources: sources.iter().map(SourceId::name).chain([UNKNOWN_SOURCE]).map(SourceMetrics::new).collect(),
+            sinks: sinks.iter().map(|sink| SinkMetrics::new(sink.name())).collect(),
+            connections: gauge!("hookgate_http_connections"),
+            connections_accepted: counter!("hookgate_http_connections_accepted_total"),
+            accept_failures: counter!("hookgate_http_accept_failures_total"),
+            requests_in_flight: gauge!("hookgate_http_requests_in_flight"),
+            dedup_checks: DedupResult::ALL.iter().map(check).collect(),
+            dedup_entries: gauge!("hookgate_dedup_entries"),
+            secrets_replaced: counter!("hookgate_secrets_replaced_total"),
+            draining: gauge!("hookgate_draining"),
+        }
+    }
+}
+
+impl SourceMetrics {
+    fn new(source: &str) -> Self {
+        let source = source.to_owned();
+        let outcome = |outcome: &Outcome| counter!("hookgate_events_total", "source" => source.clone(), "outcome" => outcome.label());
+        let rejection = |reason: &Rejection| {
+            counter!("hookgate_http_rejections_total", "source" => source.clone(), "reason" => reason.label())
+        };
+        let request =
+            |code: &u16| counter!("hookgate_http_requests_total", "source" => source.clone(), "code" => code.to_string());
+        Self {
+            requests: CODES.iter().map(request).collect(),
+            request_seconds: histogram!("hookgate_http_request_duration_seconds", "source" => source.clone()),
+            rejections: Rejection::ALL.iter().map(rejection).collect(),
+            received: counter!("hookgate_events_received_total", "source" => source.clone()),
+            outcomes: Outcome::ALL.iter().map(outcome).collect(),
+            in_flight: gauge!("hookgate_events_in_flight", "source" => source.clone()),
+            body_bytes: histogram!("hookgate_http_request_body_bytes", "source" => source.clone()),
+            end_to_end: histogram!("hookgate_event_end_to_end_seconds", "source" => source.clone(), "path" => "direct"),
+            last_received: gauge!("hookgate_last_event_received_timestamp_seconds", "source" => source.clone()),
+        }
+    }
+}
+
+impl SinkMetrics {
+    fn new(sink: &str) -> Self {
+        let sink = sink.to_owned();
+        let failures = |required| counter!("hookgate_publish_failures_total", "sink" => sink.clone(), "required" => required);
+        let attempt = |result: &AttemptResult| {
+            counter!("hookgate_publish_attempts_total", "sink" => sink.clone(), "result" => result.label())
+        };
+        Self {
+            attempts: AttemptResult::ALL.iter().map(attempt).collect(),
+            attempt_seconds: histogram!("hookgate_publish_duration_seconds", "sink" => sink.clone()),
+            in_flight: gauge!("hookgate_publish_in_flight", "sink" => sink.clone()),
+            failures: failures("true"),
+            best_effort_failures: failures("false"),
+            up: gauge!("hookgate_sink_up", "sink" => sink.clone()),
+            reconnects: counter!("hookgate_sink_connects_total", "sink" => sink.clone()),
+            last_success: gauge!("hookgate_sink_last_success_timestamp_seconds", "sink" => sink.clone()),
+        }
+    }
+}
+
+impl Observer for Metrics {
+    fn observe(&self, observation: &Observation<'_>) {
+        match observation {
+            Observation::ConnectionOpened => {
+                self.series.connections.increment(1.0);
+                self.series.connections_accepted.increment(1);
+            }
+            Observation::ConnectionClosed => self.series.connections.decrement(1.0),
+            Observation::AcceptFailed { .. } => self.series.accept_failures.increment(1),
+            Observation::RequestStarted => self.series.requests_in_flight.increment(1.0),
+            Observation::RequestFinished { source, status, elapsed } => {
+                self.series.requests_in_flight.decrement(1.0);
+                let metrics = self.source(*source);
+                if let Some(place) = CODES.iter().position(|code| code == status) {
+                    metrics.requests[place].increment(1);
+                }
+                metrics.request_seconds.record(*elapsed);
+            }
+            Observation::RequestRejected { source, reason } => self.source(*source).rejections[reason.index()].increment(1),
+            Observation::EventReceived { source, body_bytes } => {
+                let metrics = self.source(Some(source));
+                metrics.received.increment(1);
+                metrics.in_flight.increment(1.0);
+                metrics.body_bytes.record(*body_bytes as f64);
+                metrics.last_received.set(now());
+            }
+            Observation::EventFinished { source, outcome, elapsed, .. } => {
+                let metrics = self.source(Some(source));
+                metrics.in_flight.decrement(1.0);
+                metrics.outcomes[outcome.index()].increment(1);
+                if *outcome == Outcome::Delivered {
+                    metrics.end_to_end.record(*elapsed);
+                }
+            }
+            Observation::DedupChecked { result } => self.series.dedup_checks[result.index()].increment(1),
+            Observation::PublishStarted { sink } => self.sink(sink).in_flight.increment(1.0),
+            Observation::PublishAttempted { sink, result, elapsed } => {
+                let metrics = self.sink(sink);
+                metrics.attempts[result.index()].increment(1);
+                metrics.attempt_seconds.record(*elapsed);
+                if matches!(result, AttemptResult::Acked | AttemptResult::AckedDuplicate) {
+                    metrics.last_success.set(now());
+                }
+            }
+            Observation::PublishFinished { sink, error, required } => {
+                let metrics = self.sink(sink);
+                metrics.in_flight.decrement(1.0);
+                match (error, required) {
+                    (None, _) => {}
+                    (Some(_), true) => metrics.failures.increment(1),
+                    (Some(_), false) => metrics.best_effort_failures.increment(1),
+                }
+            }
+            Observation::SinkUp { sink } => {
+                self.sink(sink).up.set(1.0);
+                self.sink(sink).reconnects.increment(1);
+            }
+            Observation::SinkDown { sink, .. } => self.sink(sink).up.set(0.0),
+            Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
+            Observation::SinkNotice { .. } | Observation::SecretKept { .. } => {}
+        }
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+fn describe() {
+    describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
+    describe_counter!("hookgate_http_accept_failures_total", "Connections that could not be accepted.");
+    describe_counter!("hookgate_http_requests_total", "Requests by source and status; 499 is a client that went away.");
+    describe_counter!("hookgate_http_rejections_total", "Requests refused before they became events, by reason.");
+    describe_counter!("hookgate_events_received_total", "Authenticated requests.");
+    describe_counter!("hookgate_events_total", "Authenticated requests by what became of them.");
+    describe_counter!("hookgate_dedup_checks_total", "What the dedup memory knew of each event.");
+    describe_counter!("hookgate_publish_attempts_total", "Attempts to publish, by result.");
+    describe_counter!("hookgate_publish_failures_total", "Messages that were not acknowledged by any attempt.");
+    describe_counter!("hookgate_sink_connects_total", "Times that a sink became able to publish.");
+    describe_counter!("hookgate_secrets_replaced_total", "Secrets that changed while hookgate ran.");
+    describe_gauge!("hookgate_http_connections", "Open connections.");
+    describe_gauge!("hookgate_http_requests_in_flight", "Requests being answered.");
+    describe_gauge!("hookgate_events_in_flight", "Authenticated requests that have not come to their end.");
+    describe_gauge!("hookgate_dedup_entries", "Event ids remembered or in flight in memory.");
+    describe_gauge!("hookgate_publish_in_flight", "Messages being published.");
+    describe_gauge!("hookgate_sink_up", "1 while a sink can publish.");
+    describe_gauge!("hookgate_draining", "1 while the process shuts down.");
+    describe_gauge!("hookgate_build_info", "1, with the version as a label.");
+    let timestamp = |name: &'static str, what: &'static str| describe_gauge!(name, Unit::Seconds, what);
+    timestamp("hookgate_last_event_received_timestamp_seconds", "When a source's last event arrived.");
+    timestamp("hookgate_sink_last_success_timestamp_seconds", "When a sink last acknowledged a message.");
+    let seconds = |name: &'static str, what: &'static str| describe_histogram!(name, Unit::Seconds, what);
+    seconds("hookgate_http_request_duration_seconds", "From a request's head to its answer.");
+    seconds("hookgate_event_end_to_end_seconds", "From an event's last byte to the last acknowledgement.");
+    seconds("hookgate_publish_duration_seconds", "One attempt to publish.");
+    describe_histogram!("hookgate_http_request_body_bytes", Unit::Bytes, "Lengths of authenticated bodies.");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_exists_before_the_first_event() {
+        let metrics = Metrics::new(&[SourceId::new(0, "openclaw")], &[SinkId::new(0, "events")]);
+        let page = metrics.render(0);
+        for series in [
+            r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
+            r#"hookgate_http_requests_total{source="unknown",code="404"} 0"#,
+            r#"hookgate_http_rejections_total{source="openclaw",reason="credential_mismatch"} 0"#,
+            r#"hookgate_publish_attempts_total{sink="events",result="timeout"} 0"#,
+            r#"hookgate_dedup_checks_total{result="takeover"} 0"#,
+            r#"hookgate_sink_up{sink="events"} 0"#,
+            r#"hookgate_event_end_to_end_seconds_count{source="openclaw",path="direct"} 0"#,
+        ] {
+            assert!(page.contains(series), "{series} is missing in:\n{page}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_counted_where_it_belongs() {
+        let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
+        let metrics = Metrics::new(std::slice::from_ref(&source), std::slice::from_ref(&sink));
+        metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
+        let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
+        metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
+        let page = metrics.render(1);
+        assert!(page.contains(r#"hookgate_events_total{source="openclaw",outcome="delivered"} 1"#), "{page}");
+        assert!(page.contains(r#"hookgate_event_end_to_end_seconds_bucket{source="openclaw",path="direct",le="0.005"} 1"#));
+        assert!(page.contains(r#"hookgate_events_in_flight{source="openclaw"} 0"#));
+        assert!(page.contains("hookgate_dedup_entries 1"));
+    }
+}

@@ -1,0 +1,66 @@
+//! The arrows between crates point down only, and what each must not know it cannot reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// What each crate may depend on among ours. A new arrow needs a decision in `docs/adr`.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("hookgate-core", &[]),
+    ("hookgate-http", &["hookgate-core"]),
+    ("hookgate-sink-file", &["hookgate-core"]),
+    ("hookgate-sink-nats", &["hookgate-core"]),
+    ("hookgate-testkit", &["hookgate-core"]),
+    ("hookgate", &["hookgate-core", "hookgate-http", "hookgate-sink-file", "hookgate-sink-nats"]),
+];
+
+/// Libraries that one crate of ours alone may use.
+const ONLY_IN: &[(&str, &str)] = &[
+    ("axum", "hookgate-http"),
+    ("hyper", "hookgate-http"),
+    ("async-nats", "hookgate-sink-nats"),
+    ("figment", "hookgate"),
+    ("anyhow", "hookgate"),
+    ("tracing", "hookgate"),
+    ("metrics", "hookgate"),
+];
+
+/// Tokio features by which the domain could do I/O.
+const IO_FEATURES: &[&str] = &["net", "fs", "process", "signal", "io-std", "full"];
+
+/// Each crate of ours with its normal dependencies and the features that it asks of each.
+fn dependencies() -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
+    let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
+    let normal = |package: &cargo_metadata::Package| {
+        let normal = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
+        normal.map(|dependency| (dependency.name.clone(), dependency.features.clone())).collect()
+    };
+    metadata.packages.iter().map(|package| (package.name.to_string(), normal(package))).collect()
+}
+
+#[test]
+fn arrows_point_down_only() {
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    for (name, dependencies) in dependencies() {
+        let allowed = allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of arrows"));
+        let ours: BTreeSet<&str> = dependencies.keys().map(String::as_str).filter(|name| name.starts_with("hookgate")).collect();
+        let unexpected: Vec<_> = ours.iter().filter(|dependency| !allowed.contains(dependency)).collect();
+        assert!(unexpected.is_empty(), "{name} must not depend on {unexpected:?}");
+    }
+}
+
+#[test]
+fn each_library_is_known_where_it_belongs_only() {
+    for (name, dependencies) in dependencies() {
+        for (library, home) in ONLY_IN.iter().filter(|(_, home)| *home != name) {
+            assert!(!dependencies.contains_key(*library), "{name} must not know {library}; only {home} does");
+        }
+    }
+}
+
+#[test]
+fn the_domain_asks_tokio_for_no_io() {
+    let features = &dependencies()["hookgate-core"]["tokio"];
+    let io: Vec<_> = features.iter().filter(|feature| IO_FEATURES.contains(&feature.as_str())).collect();
+    assert!(io.is_empty(), "{io:?}");
+}

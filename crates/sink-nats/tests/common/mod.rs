@@ -1,0 +1,141 @@
+//! What these tests arrange with, beside the testkit: a sink for a server, and messages for the sink.
+
+#![allow(dead_code, reason = "each test file is a program of its own and uses a part of this")]
+
+use std::{sync::Arc, time::Duration};
+
+use hookgate_core::{
+    event::SinkId,
+    limits::Deadline,
+    message::Message,
+    observe::Chain,
+    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
+    sink::{Position, PublishError, PublishErrorKind, PublishReason, Sink, Target},
+};
+use hookgate_sink_nats::{Config, ConnectError, NatsSink};
+use hookgate_testkit::{
+    event::TestEvent,
+    nats::{NatsConfig, NatsServer},
+    process::wait_until,
+    recorder::Recorder,
+};
+use serde_json::json;
+
+/// Longest wait for something that should come about by itself.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// The subject of every message that is not meant to go astray.
+pub const SUBJECT: &str = "hooks.a";
+
+/// A sink with its observer.
+pub struct Connected {
+    pub sink: Arc<NatsSink>,
+    pub seen: Arc<Recorder>,
+}
+
+pub fn id() -> SinkId {
+    SinkId::new(0, "js")
+}
+
+pub fn ample() -> Deadline {
+    Deadline::after(Duration::from_secs(10))
+}
+
+/// A server with the stream `HOOKS` on `hooks.>`.
+pub async fn server_with_stream() -> NatsServer {
+    let server = NatsServer::start(NatsConfig::default()).await;
+    add_stream(&server).await;
+    server
+}
+
+pub async fn add_stream(server: &NatsServer) {
+    let config = json!({ "name": "HOOKS", "subjects": ["hooks.>"] });
+    server.wire().await.create_stream(&config).await;
+}
+
+/// A config for the server at `url`, with further lines.
+pub fn config(url: &str, more: &str) -> Config {
+    let text = format!("servers = ['{url}']\nstream = 'HOOKS'\n{more}");
+    let config: Config = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.check(), []);
+    config
+}
+
+/// Turns a reference into a slot as the program does.
+pub fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+    let value = match &reference.origin {
+        SecretOrigin::Literal(text) => text.as_bytes().to_vec(),
+        SecretOrigin::File(path) => std::fs::read(path).map_err(|error| error.to_string())?,
+        SecretOrigin::Env(variable) => return Err(format!("{variable} is not set")),
+    };
+    let secret = Secret::new(value).map_err(|error| error.to_string())?;
+    Ok(Arc::new(SecretSlot::new(reference.display_name(), secret)))
+}
+
+pub async fn try_connect(config: &Config) -> Result<Connected, ConnectError> {
+    let seen = Arc::new(Recorder::default());
+    let sink = hookgate_sink_nats::connect(id(), config, &mut resolve, seen.clone()).await?;
+    Ok(Connected {
+        sink: Arc::new(sink),
+        seen,
+    })
+}
+
+pub async fn connect(config: &Config) -> Connected {
+    try_connect(config)
+        .await
+        .unwrap_or_else(|error| panic!("{}", Chain(&error)))
+}
+
+pub fn message(name: &str) -> Message {
+    message_to(name, SUBJECT)
+}
+
+pub fn message_to(name: &str, subject: &str) -> Message {
+    TestEvent::new(name).to(&id(), &Target::Subject(subject.to_owned()))
+}
+
+impl Connected {
+    pub async fn publish(&self, message: &Message) -> Result<Position, PublishError> {
+        let receipt = self.sink.publish(message, ample()).await?;
+        Ok(receipt.position().clone())
+    }
+
+    pub async fn publish_well(&self, message: &Message) -> Position {
+        self.publish(message)
+            .await
+            .unwrap_or_else(|error| panic!("{}", Chain(&error)))
+    }
+
+    pub async fn publish_badly(&self, message: &Message) -> PublishError {
+        self.publish(message).await.expect_err("it earns no receipt")
+    }
+
+    pub async fn probe_badly(&self) -> PublishError {
+        self.sink.probe(ample()).await.expect_err("the probe finds something")
+    }
+
+    /// Waits until the sink can publish.
+    pub async fn recovers(&self) {
+        let probe = async || self.sink.probe(ample()).await.is_ok();
+        wait_until(LIMIT, "the sink can publish", probe).await;
+    }
+
+    /// Waits until the sink has told that it cannot publish, this many times.
+    pub async fn tells_down(&self, times: usize) {
+        wait_until(LIMIT, "the sink tells that it is down", async || {
+            self.seen.count("sink_down") >= times
+        })
+        .await;
+    }
+}
+
+/// Asserts kind and reason of `error`, and that its chain of causes says all of `words`.
+#[track_caller]
+pub fn assert_error(error: &PublishError, kind: PublishErrorKind, reason: PublishReason, words: &[&str]) {
+    let chain = Chain(error).to_string();
+    assert_eq!((error.kind, error.reason), (kind, reason), "{chain}");
+    for part in words {
+        assert!(chain.contains(part), "{chain:?} does not say {part:?}");
+    }
+}

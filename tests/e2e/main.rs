@@ -1,0 +1,9 @@
+//! hookgate as its users meet it: the built program, started as a process, with real brokers behind it.
+
+mod bad_requests;
+mod cli;
+mod main_job;
+mod nats_faults;
+mod relay;
+mod secrets;
+mod shutdown;
