@@ -15,7 +15,8 @@ async fn bad_requests_are_refused_and_nothing_is_remembered_of_them() {
     let event = finished(1).into_bytes();
     let oversize = vec![b' '; (64 << 10) + 1];
     let chunked_oversize = {
-        let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: {right}\r\ntransfer-encoding: chunked\r\n\r\n");
+        let head =
+            format!("POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: {right}\r\ntransfer-encoding: chunked\r\n\r\n");
         [head.as_bytes(), b"10001\r\n", &oversize, b"\r\n0\r\n\r\n"].concat()
     };
     for (what, bytes, status, code) in [
@@ -24,7 +25,12 @@ async fn bad_requests_are_refused_and_nothing_is_remembered_of_them() {
         ("oversize with a length", request("POST", PATH, &token(right), &oversize), 413, "body-too-large"),
         ("oversize without a length", chunked_oversize, 413, "body-too-large"),
         ("no JSON", request("POST", PATH, &token(right), b"{\"jobId\":"), 400, "malformed-event"),
-        ("an ambiguous event", request("POST", PATH, &token(right), br#"{"jobId":1,"jobId":2}"#), 400, "malformed-event"),
+        (
+            "an ambiguous event",
+            request("POST", PATH, &token(right), br#"{"jobId":1,"jobId":2}"#),
+            400,
+            "malformed-event",
+        ),
         ("another path", request("POST", "/openclaw", &token(right), &event), 404, "unknown-source"),
         ("another method", request("GET", PATH, &token(right), b""), 405, "method-not-allowed"),
     ] {
@@ -41,7 +47,9 @@ async fn bad_requests_are_refused_and_nothing_is_remembered_of_them() {
 async fn a_body_that_never_ends_is_answered_in_time() {
     let relay = Relay::start_with(&format!("{OPENCLAW}{TO_FILE}"), &[("HOOKGATE_SERVER__BODY_TIMEOUT", "300ms")]).await;
     let mut connection = Connection::open(relay.address()).await.expect("connected");
-    let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ntransfer-encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
     connection.send(head.as_bytes()).await.expect("sent");
     connection.send(b"5\r\nhello\r\n").await.expect("sent");
     let response = connection.receive(LIMIT).await.expect("an answer");

@@ -16,20 +16,25 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_config_runs_with_no_broker() {
-    let shipped = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay.toml")).expect("it is there");
+    let shipped =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay.toml")).expect("it is there");
     let dir = dir_with(&shipped);
     let checked = run_to_end(dir.path(), &["check"], &[]);
     assert_eq!((checked.status.code(), text(&checked.stdout).trim()), (Some(0), "ok      sinks.events (file)"));
     let port = hookgate_testkit::process::free_port();
     let mut command = hookgate(dir.path());
-    command.arg("run").env("HOOKGATE_SERVER__LISTEN", format!("127.0.0.1:{port}")).env("HOOKGATE_ADMIN__LISTEN", "127.0.0.1:0");
+    command
+        .arg("run")
+        .env("HOOKGATE_SERVER__LISTEN", format!("127.0.0.1:{port}"))
+        .env("HOOKGATE_ADMIN__LISTEN", "127.0.0.1:0");
     let process = hookgate_testkit::process::Process::spawn("hookgate", command, dir.path());
     let up = async || process.log().contains("hookgate is up");
     hookgate_testkit::process::wait_until(LIMIT, "hookgate is up", up).await;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let request = crate::relay::post(finished(1));
     assert_eq!(hookgate_testkit::http::send_raw(address, &request, LIMIT).await.expect("an answer").status, 200);
-    let stored = std::fs::read_to_string(dir.path().join("data/events/events-00000001.jsonl")).expect("the event's file");
+    let stored =
+        std::fs::read_to_string(dir.path().join("data/events/events-00000001.jsonl")).expect("the event's file");
     assert!(stored.contains("openclaw.run.finished"), "{stored}");
 }
 
@@ -95,7 +100,10 @@ async fn check_really_connects_and_says_what_is_wrong() {
     let checked = run_to_end(dir.path(), &["check"], &[]);
     let output = text(&checked.stdout);
     assert_eq!(checked.status.code(), Some(2), "{output}");
-    assert!(output.starts_with("FAILED  sinks.js (nats)") && output.contains("HOOKS"), "it names the missing stream: {output}");
+    assert!(
+        output.starts_with("FAILED  sinks.js (nats)") && output.contains("HOOKS"),
+        "it names the missing stream: {output}"
+    );
     create_stream(&server).await;
     let checked = run_to_end(dir.path(), &["check"], &[]);
     assert_eq!((checked.status.code(), text(&checked.stdout).trim()), (Some(0), "ok      sinks.js (nats)"));
@@ -129,7 +137,9 @@ fn config_prints_defaults_and_no_secret() {
 #[test]
 fn what_config_prints_can_be_read_back() {
     let nats = "[sinks.js]\ntype = \"nats\"\nservers = [\"nats://127.0.0.1:4222\"]\nstream = \"HOOKS\"\n";
-    let dir = dir_with(&format!("{OPENCLAW}attributes = {{ team = [\"/job/description\", \"header:x-team\"] }}\n{TO_FILE}{nats}"));
+    let dir = dir_with(&format!(
+        "{OPENCLAW}attributes = {{ team = [\"/job/description\", \"header:x-team\"] }}\n{TO_FILE}{nats}"
+    ));
     let first = run_to_end(dir.path(), &["config"], &[]);
     assert!(first.status.success(), "{}", text(&first.stderr));
     std::fs::write(dir.path().join("relay.toml"), &first.stdout).expect("writable");

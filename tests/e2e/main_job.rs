@@ -37,8 +37,10 @@ async fn every_captured_request_arrives_in_the_file_once_and_byte_for_byte() {
         other => panic!("one of the two: {other:?}"),
     };
     let stored = relay.stored();
-    let stored: Vec<_> =
-        stored.iter().map(|line| (line["id"].as_str().expect("an id").to_owned(), Sha256::digest(body(line)).to_vec())).collect();
+    let stored: Vec<_> = stored
+        .iter()
+        .map(|line| (line["id"].as_str().expect("an id").to_owned(), Sha256::digest(body(line)).to_vec()))
+        .collect();
     assert_eq!(stored, sent);
     assert!(sent.len() > 25, "the captures are all there: {}", sent.len());
 }
@@ -63,7 +65,12 @@ async fn every_captured_request_arrives_in_jetstream_once_and_byte_for_byte() {
         assert!(message.header("ce-type").is_some_and(|kind| kind.starts_with("openclaw.")));
         let job = message.header("hookgate-attr-job").expect("a job");
         assert_eq!(message.subject, format!("openclaw.{job}"));
-        assert!(message.headers.iter().all(|(name, value)| !name.eq_ignore_ascii_case("authorization") && !value.contains(TOKEN)));
+        assert!(
+            message
+                .headers
+                .iter()
+                .all(|(name, value)| !name.eq_ignore_ascii_case("authorization") && !value.contains(TOKEN))
+        );
     }
 }
 
@@ -103,7 +110,8 @@ async fn one_event_goes_to_every_destination_of_every_route_that_holds() {
     );
     let relay = Relay::start(&format!("{OPENCLAW}{routes}")).await;
     relay.wait_until_ready().await;
-    let event = |status: &str, job: &str| format!(r#"{{"jobId":"{job}","action":"finished","runAtMs":1,"status":"{status}"}}"#);
+    let event =
+        |status: &str, job: &str| format!(r#"{{"jobId":"{job}","action":"finished","runAtMs":1,"status":"{status}"}}"#);
     assert_eq!(relay.post(event("ok", "a")).await.status, 200);
     assert_eq!(relay.post(event("error", "b.c *>")).await.status, 200);
     assert_eq!(relay.stored().len(), 2);
@@ -123,7 +131,8 @@ async fn an_event_that_no_route_takes_is_treated_as_the_config_says() {
     let relay = Relay::start(&format!("{OPENCLAW}{none}[unrouted]\naction = \"drop\"\n")).await;
     let dropped = relay.post(&body).await;
     assert_eq!((dropped.status, dropped.json()["outcome"].as_str(), relay.stored().len()), (200, Some("dropped"), 0));
-    let relay = Relay::start(&format!("{OPENCLAW}{none}[unrouted]\naction = {{ to = [{{ sink = \"events\" }}] }}\n")).await;
+    let relay =
+        Relay::start(&format!("{OPENCLAW}{none}[unrouted]\naction = {{ to = [{{ sink = \"events\" }}] }}\n")).await;
     assert_eq!((relay.post(&body).await.status, relay.stored().len()), (200, 1));
 }
 
@@ -136,7 +145,8 @@ async fn the_books_balance_after_events_of_every_kind() {
     }
     assert_eq!(relay.post(r#"{"jobId":"a","jobId":"b"}"#).await.status, 400);
     let metrics = relay.metrics().await;
-    let sum = |name: &str| metrics.iter().filter(|(series, _)| series.starts_with(name)).map(|(_, value)| value).sum::<f64>();
+    let sum =
+        |name: &str| metrics.iter().filter(|(series, _)| series.starts_with(name)).map(|(_, value)| value).sum::<f64>();
     assert_eq!(sum("hookgate_events_received_total"), 5.0);
     assert_eq!(sum("hookgate_events_total") + sum("hookgate_events_in_flight"), 5.0, "received = outcomes + in flight");
     assert_eq!(metrics[r#"hookgate_events_total{source="openclaw",outcome="delivered"}"#], 3.0);

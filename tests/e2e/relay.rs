@@ -86,7 +86,8 @@ impl Relay {
     pub(crate) async fn start_in(dir: TempDir, tables: &str, environment: &[(&str, &str)]) -> Self {
         let port = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (address, admin) = (port(), port());
-        let ports = format!("[admin]\nlisten = \"{admin}\"\n[server]\nlisten = \"{address}\"\ndrain_delay = \"200ms\"\n");
+        let ports =
+            format!("[admin]\nlisten = \"{admin}\"\n[server]\nlisten = \"{address}\"\ndrain_delay = \"200ms\"\n");
         std::fs::write(dir.path().join("relay.toml"), ports + tables).expect("a writable directory");
         let mut command = hookgate(dir.path());
         command.arg("run").envs(environment.iter().copied()).env("HOOKGATE_LOG__FORMAT", "json");

@@ -49,7 +49,9 @@ async fn a_query_token_appears_in_no_log_metric_or_message() {
     let (nats, file) = (to_nats(&server.url()), TO_FILE);
     let relay = Relay::start_with(&format!("{source}{nats}{file}"), &[("HOOKGATE_LOG__LEVEL", "trace")]).await;
     relay.wait_until_ready().await;
-    let post = |query: &str, body: &str| request("POST", &format!("{PATH}?{query}"), &[("user-agent", "e2e")], body.as_bytes());
+    let post = |query: &str, body: &str| {
+        request("POST", &format!("{PATH}?{query}"), &[("user-agent", "e2e")], body.as_bytes())
+    };
     assert_eq!(relay.send(&post(&format!("token={SECRET}"), &finished(1))).await.status, 200);
     assert_eq!(relay.send(&post(&format!("token={SECRET}"), r#"{"jobId":1,"jobId":2}"#)).await.status, 400);
     assert_eq!(relay.send(&post(&format!("token={SECRET}&token={SECRET}"), &finished(2))).await.status, 401);
@@ -59,7 +61,8 @@ async fn a_query_token_appears_in_no_log_metric_or_message() {
     assert!(stored.contains("e2e") && messages.contains("e2e"), "the listed header travels on");
     let log = relay.log();
     assert!(log.contains("\"outcome\":\"delivered\""), "the log is on:\n{log}");
-    for (what, text) in [("log", log), ("metrics", relay.metrics_text().await), ("file", stored), ("stream", messages)] {
+    for (what, text) in [("log", log), ("metrics", relay.metrics_text().await), ("file", stored), ("stream", messages)]
+    {
         assert!(!text.contains(SECRET), "the token is in the {what}");
     }
 }

@@ -57,7 +57,8 @@ async fn a_shutdown_under_load_loses_nothing_and_answers_no_503() {
     // A connection that the kernel had taken and nobody had accepted is reset when the port closes: a handful at most.
     assert!(cut.len() <= 16, "{cut:?}");
     let messages = server.wire().await.read_stream("HOOKS").await;
-    let stored: BTreeSet<String> = messages.iter().map(|message| message.header("ce-id").expect("an id").to_owned()).collect();
+    let stored: BTreeSet<String> =
+        messages.iter().map(|message| message.header("ce-id").expect("an id").to_owned()).collect();
     let lost: Vec<_> = accepted.iter().filter(|number| !stored.contains(&finished_id(**number))).collect();
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
     assert!(accepted.len() > 100, "{}", accepted.len());

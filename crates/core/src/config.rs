@@ -19,20 +19,13 @@ pub struct Problem {
 impl Problem {
     /// A problem with the value at `key`.
     pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            key: key.into(),
-            message: message.into(),
-        }
+        Self { key: key.into(), message: message.into() }
     }
 
     /// The same problem, seen from the table `parent` in which [`Self::key`] stands.
     #[must_use]
     pub fn within(mut self, parent: &str) -> Self {
-        let joint = if self.key.is_empty() || self.key.starts_with('[') {
-            ""
-        } else {
-            "."
-        };
+        let joint = if self.key.is_empty() || self.key.starts_with('[') { "" } else { "." };
         self.key = format!("{parent}{joint}{}", self.key);
         self
     }
@@ -59,10 +52,7 @@ impl fmt::Display for ByteLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Only an exact rendering may be shown: the text can be read back as configuration.
         const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        match UNITS
-            .iter()
-            .find(|(size, _)| self.0 >= *size && self.0.is_multiple_of(*size))
-        {
+        match UNITS.iter().find(|(size, _)| self.0 >= *size && self.0.is_multiple_of(*size)) {
             Some((size, unit)) => write!(f, "{} {unit}", self.0 / size),
             None => write!(f, "{} B", self.0),
         }
@@ -75,19 +65,14 @@ impl FromStr for ByteLimit {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse::<ByteSize>() {
             Ok(size) => Ok(Self(size.as_u64())),
-            Err(_) => Err(format!(
-                "{text:?} is not a size; write a number and a unit, like \"2 MiB\" or \"512 KiB\""
-            )),
+            Err(_) => Err(format!("{text:?} is not a size; write a number and a unit, like \"2 MiB\" or \"512 KiB\"")),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for ByteLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Lenient {
-            expected: "a size like \"2 MiB\"",
-            parse: |text| text.parse(),
-        })
+        deserializer.deserialize_any(Lenient { expected: "a size like \"2 MiB\"", parse: |text| text.parse() })
     }
 }
 
@@ -106,10 +91,7 @@ pub mod duration {
     /// # Errors
     /// When the value is no duration with a unit.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        deserializer.deserialize_any(Lenient {
-            expected: "a duration like \"2500ms\"",
-            parse,
-        })
+        deserializer.deserialize_any(Lenient { expected: "a duration like \"2500ms\"", parse })
     }
 
     /// # Errors
@@ -219,9 +201,7 @@ mod tests {
 
     #[test]
     fn a_problem_is_seen_from_its_parent_table() {
-        let problem = Problem::new("[0].secrets", "is empty")
-            .within("verify")
-            .within("sources.a");
+        let problem = Problem::new("[0].secrets", "is empty").within("verify").within("sources.a");
         assert_eq!(problem.to_string(), "sources.a.verify[0].secrets: is empty");
     }
 }

@@ -64,15 +64,8 @@ impl EventId {
 
     /// The id with this text, which must be printable ASCII already.
     pub(crate) fn from_text(text: String) -> Self {
-        debug_assert!(
-            text.bytes().all(|byte| byte.is_ascii_graphic()),
-            "ids are encoded before"
-        );
-        if text.len() <= Self::LEN_MAX {
-            Self(text)
-        } else {
-            Self(format!("sha256={}", hex(&Sha256::digest(text))))
-        }
+        debug_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "ids are encoded before");
+        if text.len() <= Self::LEN_MAX { Self(text) } else { Self(format!("sha256={}", hex(&Sha256::digest(text)))) }
     }
 
     /// The id of a body that names none: its SHA-256.
@@ -154,10 +147,7 @@ pub struct Event {
 impl Event {
     /// The value of the attribute `name`.
     pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes
-            .iter()
-            .find(|(key, _)| &**key == name)
-            .map(|(_, value)| value.as_str())
+        self.attributes.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -165,10 +155,7 @@ impl Event {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -19,9 +19,7 @@ impl Handoff {
     pub fn complete(plan: &Plan, receipts: &[Receipt]) -> Option<Self> {
         let received = |leg: usize| receipts.iter().any(|receipt| receipt.is_for(plan.event(), leg));
         let mut required = plan.legs().iter().filter(|leg| leg.required);
-        required
-            .all(|leg| received(leg.index))
-            .then(|| Self { event: plan.event() })
+        required.all(|leg| received(leg.index)).then(|| Self { event: plan.event() })
     }
 
     pub(crate) fn event(&self) -> EventKey {

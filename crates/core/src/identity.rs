@@ -48,9 +48,9 @@ impl FieldRef {
                 .parse()
                 .map(Self::Header)
                 .map_err(|_| format!("{name:?} is not a header name; write \"header:x-request-id\"")),
-            None => Pointer::parse(text)
-                .map(Self::Body)
-                .map_err(|error| format!("{error}; a header is \"header:name\"")),
+            None => {
+                Pointer::parse(text).map(Self::Body).map_err(|error| format!("{error}; a header is \"header:name\""))
+            }
         }
     }
 }
@@ -99,18 +99,14 @@ impl<'de> Deserialize<'de> for IdCandidate {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<IdCandidate, E> {
                 match text {
                     "body-sha256" => Ok(IdCandidate::BodySha256),
-                    _ => FieldRef::parse(text)
-                        .map(|field| IdCandidate::Fields(vec![field]))
-                        .map_err(E::custom),
+                    _ => FieldRef::parse(text).map(|field| IdCandidate::Fields(vec![field])).map_err(E::custom),
                 }
             }
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<IdCandidate, A::Error> {
                 let fields: Vec<FieldRef> = Vec::deserialize(de::value::SeqAccessDeserializer::new(seq))?;
                 match fields.is_empty() {
-                    true => Err(de::Error::custom(
-                        "an id made of nothing would be the same for every event",
-                    )),
+                    true => Err(de::Error::custom("an id made of nothing would be the same for every event")),
                     false => Ok(IdCandidate::Fields(fields)),
                 }
             }
@@ -233,10 +229,7 @@ impl Identity {
         }
         let mut named = Vec::new();
         for (name, places) in attributes {
-            named.push((
-                name.as_str().into(),
-                places.iter().map(&mut field).collect::<Result<_, _>>()?,
-            ));
+            named.push((name.as_str().into(), places.iter().map(&mut field).collect::<Result<_, _>>()?));
         }
         Ok(Self {
             paths,
@@ -288,10 +281,7 @@ impl Identity {
     fn event_type(&self, request: &Fields<'_>) -> Arc<str> {
         let holds = |rule: &&Type| {
             rule.present.iter().all(|field| request.text(field).is_some())
-                && rule
-                    .equal
-                    .iter()
-                    .all(|(field, value)| request.text(field) == Some(value))
+                && rule.equal.iter().all(|(field, value)| request.text(field) == Some(value))
         };
         let rule = self.types.iter().find(holds);
         Arc::clone(rule.map_or(&self.default_type, |rule| &rule.name))
@@ -302,10 +292,7 @@ impl Identity {
             let text = places.iter().find_map(|field| request.text(field))?;
             (text.len() <= ATTRIBUTE_LEN_MAX).then(|| text.to_owned())
         };
-        let named = self
-            .attributes
-            .iter()
-            .filter_map(|(name, places)| Some((Arc::clone(name), value(places)?)));
+        let named = self.attributes.iter().filter_map(|(name, places)| Some((Arc::clone(name), value(places)?)));
         named.collect()
     }
 }
@@ -387,9 +374,7 @@ mod tests {
     }
 
     fn id(candidates: &[&[&str]], body: &str) -> String {
-        let identified = identity(candidates)
-            .identify(&HeaderMap::new(), body.as_bytes())
-            .expect("an event");
+        let identified = identity(candidates).identify(&HeaderMap::new(), body.as_bytes()).expect("an event");
         identified.id.as_str().to_owned()
     }
 
@@ -397,11 +382,7 @@ mod tests {
     fn the_first_candidate_that_is_all_there_gives_the_id() {
         let candidates: &[&[&str]] = &[&["/a", "/b"], &["/a"]];
         assert_eq!(id(candidates, r#"{"a":"x","b":7}"#), "a=x&b=7");
-        assert_eq!(
-            id(candidates, r#"{"a":"x","b":""}"#),
-            "a=x",
-            "an empty value says nothing"
-        );
+        assert_eq!(id(candidates, r#"{"a":"x","b":""}"#), "a=x", "an empty value says nothing");
         assert_eq!(id(candidates, r#"{"a":"x","b":null}"#), "a=x");
         assert_eq!(id(candidates, r#"{"a":"x","b":{}}"#), "a=x");
         assert!(id(candidates, "{}").starts_with("body-sha256="));
@@ -421,24 +402,15 @@ mod tests {
     fn a_header_can_be_part_of_the_id_but_not_twice() {
         let identity = identity(&[&["header:x-delivery"]]);
         let mut headers = HeaderMap::from_iter([("x-delivery".parse().expect("name"), HeaderValue::from_static("7"))]);
-        assert_eq!(
-            identity.identify(&headers, b"").expect("an event").id.as_str(),
-            "header:x-delivery=7"
-        );
+        assert_eq!(identity.identify(&headers, b"").expect("an event").id.as_str(), "header:x-delivery=7");
         headers.append("x-delivery", HeaderValue::from_static("8"));
-        assert!(matches!(
-            identity.identify(&headers, b""),
-            Err(Malformed::RepeatedHeader(_))
-        ));
+        assert!(matches!(identity.identify(&headers, b""), Err(Malformed::RepeatedHeader(_))));
     }
 
     #[test]
     fn a_source_that_demands_json_gets_json_or_nothing() {
         let strict = Identity::compile(&[IdCandidate::BodySha256], &[], "t", &[], true).expect("no paths");
-        assert!(matches!(
-            strict.identify(&HeaderMap::new(), b"{"),
-            Err(Malformed::NotJson(_))
-        ));
+        assert!(matches!(strict.identify(&HeaderMap::new(), b"{"), Err(Malformed::NotJson(_))));
         assert!(strict.identify(&HeaderMap::new(), b"{}").is_ok());
     }
 
@@ -461,15 +433,9 @@ mod tests {
                 .pop()
                 .map(|(_, value)| value)
         };
-        assert_eq!(
-            name(r#"{"jobName":"b","job":{"name":"a"}}"#.to_owned()).as_deref(),
-            Some("a")
-        );
+        assert_eq!(name(r#"{"jobName":"b","job":{"name":"a"}}"#.to_owned()).as_deref(), Some("a"));
         assert_eq!(name(r#"{"jobName":"b"}"#.to_owned()).as_deref(), Some("b"));
-        assert_eq!(
-            name(format!(r#"{{"jobName":"{}"}}"#, "x".repeat(ATTRIBUTE_LEN_MAX + 1))),
-            None
-        );
+        assert_eq!(name(format!(r#"{{"jobName":"{}"}}"#, "x".repeat(ATTRIBUTE_LEN_MAX + 1))), None);
     }
 
     proptest! {

@@ -23,9 +23,7 @@ impl Pointer {
     /// A sentence that says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix('/') else {
-            return Err(format!(
-                "{text:?} is not a JSON pointer: it begins with \"/\", like \"/job/id\""
-            ));
+            return Err(format!("{text:?} is not a JSON pointer: it begins with \"/\", like \"/job/id\""));
         };
         let unescape = |token: &str| {
             let plain = token.replace("~1", "").replace("~0", "");
@@ -35,10 +33,7 @@ impl Pointer {
             }
         };
         let tokens = path.split('/').map(unescape).collect::<Result<_, _>>()?;
-        Ok(Self {
-            text: text.to_owned(),
-            tokens,
-        })
+        Ok(Self { text: text.to_owned(), tokens })
     }
 }
 
@@ -137,13 +132,7 @@ impl WatchedPaths {
                     return Err(format!("at most {} keys of one object can be read", Self::CHILDREN_MAX));
                 }
                 None => {
-                    node.children.push((
-                        Child {
-                            key: token.clone(),
-                            index: token.parse().ok(),
-                        },
-                        Node::default(),
-                    ));
+                    node.children.push((Child { key: token.clone(), index: token.parse().ok() }, Node::default()));
                     node.children.len() - 1
                 }
             };
@@ -172,27 +161,16 @@ impl WatchedPaths {
     /// When it is not one JSON document, or a watched key stands twice.
     pub fn read<'a>(&self, body: &'a [u8]) -> Result<Vec<Option<Value<'a>>>, JsonError> {
         // serde_json checks strings that it skips for escapes, not for UTF-8, so that is done before.
-        let text = simdutf8::compat::from_utf8(body).map_err(|error| JsonError::NotUtf8 {
-            at: error.valid_up_to(),
-        })?;
-        let found = RefCell::new(Found {
-            values: self.absent(),
-            duplicate: None,
-        });
+        let text = simdutf8::compat::from_utf8(body).map_err(|error| JsonError::NotUtf8 { at: error.valid_up_to() })?;
+        let found = RefCell::new(Found { values: self.absent(), duplicate: None });
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let walked = Walk {
-            node: &self.root,
-            found: &found,
-        }
-        .deserialize(&mut deserializer);
+        let walked = Walk { node: &self.root, found: &found }.deserialize(&mut deserializer);
         let outcome = walked.and_then(|()| deserializer.end());
         let found = found.into_inner();
         match (outcome, found.duplicate) {
             (Ok(()), _) => Ok(found.values),
             (Err(_), Some(key)) => Err(JsonError::DuplicateKey { key }),
-            (Err(error), None) => Err(JsonError::Syntax {
-                message: error.to_string(),
-            }),
+            (Err(error), None) => Err(JsonError::Syntax { message: error.to_string() }),
         }
     }
 }
@@ -342,9 +320,7 @@ mod tests {
     fn read<'a>(pointers: &[&str], body: &'a [u8]) -> Result<Vec<Option<Value<'a>>>, JsonError> {
         let mut paths = WatchedPaths::default();
         for pointer in pointers {
-            paths
-                .watch(&Pointer::parse(pointer).expect("valid pointer"))
-                .expect("few pointers");
+            paths.watch(&Pointer::parse(pointer).expect("valid pointer")).expect("few pointers");
         }
         paths.read(body)
     }
@@ -363,14 +339,8 @@ mod tests {
 
     #[test]
     fn a_number_is_not_its_text() {
-        assert_eq!(
-            read(&["/id"], br#"{"id":1}"#).expect("valid")[0],
-            Some(Value::Number("1"))
-        );
-        assert_eq!(
-            read(&["/id"], br#"{"id":"1"}"#).expect("valid")[0],
-            Some(Value::Text("1".into()))
-        );
+        assert_eq!(read(&["/id"], br#"{"id":1}"#).expect("valid")[0], Some(Value::Number("1")));
+        assert_eq!(read(&["/id"], br#"{"id":"1"}"#).expect("valid")[0], Some(Value::Text("1".into())));
     }
 
     #[test]
@@ -395,38 +365,16 @@ mod tests {
     fn a_key_twice_on_a_watched_path_is_refused() {
         let twice = |key: &str| Err(JsonError::DuplicateKey { key: key.to_owned() });
         assert_eq!(read(&["/id"], br#"{"id":1,"id":2}"#), twice("id"));
-        assert_eq!(
-            read(&["/a/b"], br#"{"a":{"b":1},"a":{}}"#),
-            twice("a"),
-            "also above the value"
-        );
-        assert_eq!(
-            read(&["/id"], br#"{"id":1,"\u0069d":2}"#),
-            twice("id"),
-            "also when it is escaped"
-        );
+        assert_eq!(read(&["/a/b"], br#"{"a":{"b":1},"a":{}}"#), twice("a"), "also above the value");
+        assert_eq!(read(&["/id"], br#"{"id":1,"\u0069d":2}"#), twice("id"), "also when it is escaped");
         assert_eq!(read(&["/a", "/a/b"], br#"{"a":{"b":1,"b":2}}"#), twice("b"));
-        assert!(
-            read(&["/id"], br#"{"id":1,"x":1,"x":2}"#).is_ok(),
-            "what nobody reads may stand twice"
-        );
+        assert!(read(&["/id"], br#"{"id":1,"x":1,"x":2}"#).is_ok(), "what nobody reads may stand twice");
     }
 
     #[test]
     fn the_whole_document_is_checked() {
-        for bad in [
-            "",
-            "{",
-            r#"{"id":1}x"#,
-            r#"{"id":01}"#,
-            r#"{"a":nul}"#,
-            "{\"a\":\"\u{1}\"}",
-            r#"{"a":"\x"}"#,
-        ] {
-            assert!(
-                matches!(read(&["/id"], bad.as_bytes()), Err(JsonError::Syntax { .. })),
-                "{bad}"
-            );
+        for bad in ["", "{", r#"{"id":1}x"#, r#"{"id":01}"#, r#"{"a":nul}"#, "{\"a\":\"\u{1}\"}", r#"{"a":"\x"}"#] {
+            assert!(matches!(read(&["/id"], bad.as_bytes()), Err(JsonError::Syntax { .. })), "{bad}");
         }
         assert_eq!(read(&["/id"], b"{\"a\":\"\xff\"}"), Err(JsonError::NotUtf8 { at: 6 }));
     }

@@ -58,9 +58,7 @@ struct Gauge {
 impl Gauge {
     fn try_take(&self, amount: u64) -> bool {
         let take = |used: u64| used.checked_add(amount).filter(|used| *used <= self.max);
-        self.used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .is_ok()
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
     }
 
     fn give_back(&self, amount: u64) {
@@ -71,22 +69,13 @@ impl Gauge {
 impl Admission {
     /// Admits at most `requests_max` requests that hold at most `bytes_max` bytes of bodies together.
     pub fn new(requests_max: u64, bytes_max: u64) -> Arc<Self> {
-        let gauge = |max| Gauge {
-            used: AtomicU64::new(0),
-            max,
-        };
-        Arc::new(Self {
-            requests: gauge(requests_max),
-            bytes: gauge(bytes_max),
-        })
+        let gauge = |max| Gauge { used: AtomicU64::new(0), max };
+        Arc::new(Self { requests: gauge(requests_max), bytes: gauge(bytes_max) })
     }
 
     /// Begins to read a body, of which nothing is held yet.
     pub fn begin(self: &Arc<Self>) -> Reservation {
-        Reservation {
-            admission: Arc::clone(self),
-            bytes: 0,
-        }
+        Reservation { admission: Arc::clone(self), bytes: 0 }
     }
 
     /// Requests in flight now.
@@ -124,10 +113,7 @@ impl Reservation {
     ///
     /// Only now, with the body complete, does it count: slow senders cannot use up the places of the others.
     pub fn try_enter(self) -> Option<Admitted> {
-        self.admission
-            .requests
-            .try_take(1)
-            .then(|| Admitted { reservation: self })
+        self.admission.requests.try_take(1).then(|| Admitted { reservation: self })
     }
 }
 

@@ -87,6 +87,8 @@ pub enum Observation<'a> {
     PublishAttempted {
         /// The sink.
         sink: &'a SinkId,
+        /// Which attempt for this message, from 1.
+        attempt: u32,
         /// How.
         result: AttemptResult,
         /// How long it took.

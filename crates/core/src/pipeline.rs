@@ -54,25 +54,13 @@ impl Pipeline {
         let started = Instant::now();
         let deadline = Deadline::after(self.reply_deadline);
         let request = source.verify(request).map_err(|failure| {
-            self.observer.observe(&Observation::RequestRejected {
-                source: Some(source.id()),
-                reason: failure.into(),
-            });
+            self.observer.observe(&Observation::RequestRejected { source: Some(source.id()), reason: failure.into() });
             Refused::Unauthenticated(failure)
         })?;
         let body_bytes = request.body.len();
-        self.observer.observe(&Observation::EventReceived {
-            source: source.id(),
-            body_bytes,
-        });
-        let mut ending = Ending {
-            pipeline: self,
-            source: source.id(),
-            event: None,
-            started,
-            outcome: Outcome::Failed,
-            cause: None,
-        };
+        self.observer.observe(&Observation::EventReceived { source: source.id(), body_bytes });
+        let mut ending =
+            Ending { pipeline: self, source: source.id(), event: None, started, outcome: Outcome::Failed, cause: None };
         let event = match source.identify(request) {
             Ok(event) => Arc::new(event),
             Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))),
@@ -113,9 +101,7 @@ impl Pipeline {
                 Claim::Duplicate(duplicate) => (DedupResult::Duplicate, Err(duplicate.accept())),
                 Claim::InFlight(twin) => {
                     if if_fresh == DedupResult::New {
-                        self.observer.observe(&Observation::DedupChecked {
-                            result: DedupResult::InProgress,
-                        });
+                        self.observer.observe(&Observation::DedupChecked { result: DedupResult::InProgress });
                     }
                     if_fresh = DedupResult::Takeover;
                     if !twin.ended(deadline).await {
@@ -141,15 +127,10 @@ impl Pipeline {
         for message in best_effort {
             // The reply does not wait for what it does not promise.
             let publisher = Arc::clone(self.publisher(&message));
-            self.tasks
-                .spawn(async move { publisher.publish(&message, deadline).await.ok() });
+            self.tasks.spawn(async move { publisher.publish(&message, deadline).await.ok() });
         }
-        let published = join_all(
-            required
-                .iter()
-                .map(|message| self.publisher(message).publish(message, deadline)),
-        )
-        .await;
+        let published =
+            join_all(required.iter().map(|message| self.publisher(message).publish(message, deadline))).await;
         let mut miss = None;
         let mut receipts: Vec<Receipt> = Vec::with_capacity(published.len());
         for outcome in published {

@@ -55,22 +55,10 @@ const OPENCLAW: Preset = Preset {
             present: &["/jobId", "/completionStatus"],
             equal: &[("/action", "finished")],
         },
-        TypeRow {
-            name: "openclaw.run.finished",
-            present: &["/jobId"],
-            equal: &[("/action", "finished")],
-        },
+        TypeRow { name: "openclaw.run.finished", present: &["/jobId"], equal: &[("/action", "finished")] },
         // What `delivery.failureDestination` got until 2026.7.35; since then it gets the alert's form.
-        TypeRow {
-            name: "openclaw.run.failed",
-            present: &["/jobId", "/jobName", "/message", "/status"],
-            equal: &[],
-        },
-        TypeRow {
-            name: "openclaw.alert",
-            present: &["/jobId", "/jobName", "/message"],
-            equal: &[],
-        },
+        TypeRow { name: "openclaw.run.failed", present: &["/jobId", "/jobName", "/message", "/status"], equal: &[] },
+        TypeRow { name: "openclaw.alert", present: &["/jobId", "/jobName", "/message"], equal: &[] },
     ],
     default_type: "openclaw.unknown",
     attributes: &[
@@ -93,19 +81,13 @@ impl Preset {
 
     /// Candidates for the event id, in the config's form.
     pub fn event_id(&self) -> Vec<IdCandidate> {
-        let fields = self
-            .event_id
-            .iter()
-            .map(|candidate| IdCandidate::Fields(fields(candidate)));
+        let fields = self.event_id.iter().map(|candidate| IdCandidate::Fields(fields(candidate)));
         fields.chain([IdCandidate::BodySha256]).collect()
     }
 
     /// Rules for the event type, in the config's form.
     pub fn event_types(&self) -> Vec<TypeRule> {
-        let equals = |(place, value): &(&str, &str)| FieldEquals {
-            field: field(place),
-            value: (*value).to_owned(),
-        };
+        let equals = |(place, value): &(&str, &str)| FieldEquals { field: field(place), value: (*value).to_owned() };
         let rule = |row: &TypeRow| TypeRule {
             name: row.name.to_owned(),
             present: fields(row.present),
@@ -116,10 +98,7 @@ impl Preset {
 
     /// Attributes and their places, in the config's form.
     pub fn attributes(&self) -> Vec<(String, Vec<FieldRef>)> {
-        self.attributes
-            .iter()
-            .map(|(name, places)| ((*name).to_owned(), fields(places)))
-            .collect()
+        self.attributes.iter().map(|(name, places)| ((*name).to_owned(), fields(places))).collect()
     }
 }
 

@@ -35,12 +35,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(400);
 impl Publisher {
     /// Wraps `sink`, to hold at most `in_flight_max` messages at once.
     pub fn new(id: SinkId, sink: Arc<dyn Sink>, in_flight_max: usize, observer: Arc<dyn Observer>) -> Self {
-        Self {
-            id,
-            sink,
-            in_flight: Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)),
-            observer,
-        }
+        Self { id, sink, in_flight: Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)), observer }
     }
 
     /// The sink's name.
@@ -64,11 +59,7 @@ impl Publisher {
         self.observer.observe(&Observation::PublishStarted { sink: &self.id });
         let published = self.publish_within_bound(message, deadline).await;
         let (error, required) = (published.as_ref().err(), message.leg.required);
-        self.observer.observe(&Observation::PublishFinished {
-            sink: &self.id,
-            error,
-            required,
-        });
+        self.observer.observe(&Observation::PublishFinished { sink: &self.id, error, required });
         published
     }
 
@@ -80,8 +71,8 @@ impl Publisher {
         };
         let mut pause = PAUSE_MIN;
         let mut may_be_stored = false;
-        loop {
-            let mut error = match self.attempt(message, deadline).await {
+        for number in 1_u32.. {
+            let mut error = match self.attempt(number, message, deadline).await {
                 Ok(receipt) => return Ok(receipt),
                 Err(error) => error,
             };
@@ -91,20 +82,18 @@ impl Publisher {
             // Half to the whole of the pause, so that what failed together does not return together.
             let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             if !again || deadline.remaining() <= jittered {
-                let kind = if may_be_stored {
-                    PublishErrorKind::Unknown
-                } else {
-                    error.kind
-                };
-                error.kind = kind;
+                if may_be_stored {
+                    error.kind = PublishErrorKind::Unknown;
+                }
                 return Err(error);
             }
             sleep(jittered).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+        unreachable!("the deadline comes before the last number")
     }
 
-    async fn attempt(&self, message: &Message, deadline: Deadline) -> Result<Receipt, PublishError> {
+    async fn attempt(&self, number: u32, message: &Message, deadline: Deadline) -> Result<Receipt, PublishError> {
         let started = Instant::now();
         // A sink keeps the deadline itself; this is the wall behind it.
         let attempt = match deadline.bound(self.sink.publish(message, deadline)).await {
@@ -120,6 +109,7 @@ impl Publisher {
         };
         self.observer.observe(&Observation::PublishAttempted {
             sink: &self.id,
+            attempt: number,
             result,
             elapsed: started.elapsed(),
         });

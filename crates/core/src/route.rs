@@ -120,10 +120,7 @@ impl Plan {
     /// `event` addressed to each destination.
     pub fn messages(&self, event: &Arc<Authenticated<Event>>) -> impl Iterator<Item = Message> {
         assert_eq!(self.event, event.key, "a plan addresses the event that it was made for");
-        self.legs.iter().map(|leg| Message {
-            event: Arc::clone(event),
-            leg: leg.clone(),
-        })
+        self.legs.iter().map(|leg| Message { event: Arc::clone(event), leg: leg.clone() })
     }
 }
 
@@ -204,10 +201,7 @@ impl Router {
         let mut compiled = Vec::new();
         for (place, route) in routes.iter().enumerate() {
             let key = format!("routes[{place}]");
-            let when = route
-                .when
-                .as_deref()
-                .map_or(Ok(Condition::always()), |text| Condition::parse(text, names));
+            let when = route.when.as_deref().map_or(Ok(Condition::always()), |text| Condition::parse(text, names));
             let when = when.map_err(|message| problems.push(Problem::new(format!("{key}.when"), message)));
             let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
             let to = compile_destinations(&format!("{key}.to"), &name, &route.to, names, &mut problems);
@@ -218,22 +212,11 @@ impl Router {
         let unrouted = match &unrouted.action {
             UnroutedAction::Reject => Unrouted::Reject,
             UnroutedAction::Drop => Unrouted::Drop,
-            UnroutedAction::To(to) => Unrouted::To(compile_destinations(
-                "unrouted.action.to",
-                "unrouted",
-                to,
-                names,
-                &mut problems,
-            )),
+            UnroutedAction::To(to) => {
+                Unrouted::To(compile_destinations("unrouted.action.to", "unrouted", to, names, &mut problems))
+            }
         };
-        if problems.is_empty() {
-            Ok(Self {
-                routes: compiled,
-                unrouted,
-            })
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(Self { routes: compiled, unrouted }) } else { Err(problems) }
     }
 
     /// The destinations of `event`: those of every route that holds, each once.
@@ -264,10 +247,7 @@ fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
             TargetTemplate::Whole => Target::Whole,
             TargetTemplate::Subject(template) => Target::Subject(template.render(event)),
         };
-        match legs
-            .iter_mut()
-            .find(|leg| leg.sink == destination.sink && leg.target == target)
-        {
+        match legs.iter_mut().find(|leg| leg.sink == destination.sink && leg.target == target) {
             Some(leg) => leg.required |= destination.required,
             None => legs.push(Leg {
                 index: legs.len(),
@@ -291,22 +271,14 @@ fn compile_destinations(
     if to.is_empty() {
         problems.push(Problem::new(key, "is empty; name a sink, like [{ sink = \"events\" }]"));
     } else if !to.iter().any(|destination| destination.required) {
-        problems.push(Problem::new(
-            key,
-            "has no required destination, so that a 2xx would promise nothing",
-        ));
+        problems.push(Problem::new(key, "has no required destination, so that a 2xx would promise nothing"));
     }
     let mut compiled = Vec::new();
     for (place, destination) in to.iter().enumerate() {
         match compile_destination(destination, names) {
             Err(problem) => problems.push(problem.within(&format!("{key}[{place}]"))),
             Ok((sink, target)) => {
-                compiled.push(Destination {
-                    sink,
-                    route: route.into(),
-                    required: destination.required,
-                    target,
-                });
+                compiled.push(Destination { sink, route: route.into(), required: destination.required, target });
             }
         }
     }
@@ -316,18 +288,12 @@ fn compile_destinations(
 fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<(SinkId, TargetTemplate), Problem> {
     let Some(sink) = names.sinks.iter().find(|sink| sink.id.name() == config.sink) else {
         let known: Vec<_> = names.sinks.iter().map(|sink| sink.id.name()).collect();
-        return Err(Problem::new(
-            "sink",
-            format!("there is no sink {:?}; known: {}", config.sink, known.join(", ")),
-        ));
+        return Err(Problem::new("sink", format!("there is no sink {:?}; known: {}", config.sink, known.join(", "))));
     };
     let target = match (sink.addressing, &config.subject) {
         (Addressing::None, None) => TargetTemplate::Whole,
         (Addressing::None, Some(_)) => {
-            return Err(Problem::new(
-                "subject",
-                format!("the sink {} has no subjects; remove it", sink.id),
-            ));
+            return Err(Problem::new("subject", format!("the sink {} has no subjects; remove it", sink.id)));
         }
         (Addressing::Subject, None) => {
             return Err(Problem::new(
@@ -338,10 +304,7 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
         (Addressing::Subject, Some(text)) => {
             let template =
                 Template::parse(text, Grammar::NatsSubject).map_err(|message| Problem::new("subject", message))?;
-            if let Some(name) = template
-                .attributes()
-                .find(|name| !names.attributes.iter().any(|known| known == name))
-            {
+            if let Some(name) = template.attributes().find(|name| !names.attributes.iter().any(|known| known == name)) {
                 return Err(Problem::new("subject", unknown_attribute(name, names)));
             }
             TargetTemplate::Subject(template)
@@ -351,8 +314,5 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
 }
 
 fn unknown_attribute(name: &str, names: &Names<'_>) -> String {
-    format!(
-        "no source has an attribute {name:?}; known: {}",
-        names.attributes.join(", ")
-    )
+    format!("no source has an attribute {name:?}; known: {}", names.attributes.join(", "))
 }

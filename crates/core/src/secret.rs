@@ -118,10 +118,7 @@ struct SecretRefVisitor;
 
 impl SecretRefVisitor {
     fn literal(text: String) -> SecretRef {
-        SecretRef {
-            name: None,
-            origin: SecretOrigin::Literal(Arc::new(Zeroizing::new(text))),
-        }
+        SecretRef { name: None, origin: SecretOrigin::Literal(Arc::new(Zeroizing::new(text))) }
     }
 }
 
@@ -151,9 +148,7 @@ impl<'de> de::Visitor<'de> for SecretRefVisitor {
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretRef, E> {
         // `1e5` and `100000.0` are the same number and different secrets; the text is gone by now.
-        Err(E::custom(
-            "put the secret in quotes: as a number with a fraction or exponent its exact text is lost",
-        ))
+        Err(E::custom("put the secret in quotes: as a number with a fraction or exponent its exact text is lost"))
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
@@ -205,10 +200,7 @@ pub struct SecretSlot {
 impl SecretSlot {
     /// A slot called `name` (as in [`SecretRef::display_name`]) that holds `secret`.
     pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
-        Self {
-            name: name.into(),
-            current: ArcSwap::from_pointee(secret),
-        }
+        Self { name: name.into(), current: ArcSwap::from_pointee(secret) }
     }
 
     /// The operator's name for this secret.
@@ -256,10 +248,7 @@ mod tests {
     fn nothing_prints_a_secret() {
         let reference = parse("\"hunter2\"").expect("valid");
         let slot = SecretSlot::new("token", Secret::new("hunter2").expect("not empty"));
-        let printed = format!(
-            "{reference:?} {slot:?} {}",
-            serde_json::to_string(&reference).expect("plain data")
-        );
+        let printed = format!("{reference:?} {slot:?} {}", serde_json::to_string(&reference).expect("plain data"));
         assert!(!printed.contains("hunter2"), "{printed}");
     }
 

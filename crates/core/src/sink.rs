@@ -99,11 +99,7 @@ pub struct Position {
 impl Receipt {
     /// The broker has acknowledged `message` and keeps it at `position`.
     pub fn acknowledged(message: &Message, position: Position) -> Self {
-        Self {
-            event: message.event.key,
-            leg: message.leg.index,
-            position,
-        }
+        Self { event: message.event.key, leg: message.leg.index, position }
     }
 
     /// Where the broker keeps the message.
@@ -183,12 +179,7 @@ pub struct PublishError {
 impl PublishError {
     /// A failure of `sink` without a deeper cause.
     pub fn new(sink: &SinkId, kind: PublishErrorKind, reason: PublishReason) -> Self {
-        Self {
-            kind,
-            reason,
-            sink: sink.clone(),
-            source: None,
-        }
+        Self { kind, reason, sink: sink.clone(), source: None }
     }
 
     /// The same failure, caused by `source`.

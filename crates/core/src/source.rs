@@ -76,9 +76,7 @@ impl<'de> Deserialize<'de> for Places {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Places, E> {
-                FieldRef::parse(text)
-                    .map(|field| Places(vec![field]))
-                    .map_err(E::custom)
+                FieldRef::parse(text).map(|field| Places(vec![field])).map_err(E::custom)
             }
 
             fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Places, A::Error> {
@@ -130,11 +128,7 @@ impl Source {
         let verifier = verifier.map_err(|found| problems.extend(found.into_iter().map(|p| p.within("verify"))));
         let forward_headers = check_forwarded(&config.forward_headers, &mut problems);
         let attributes = merged_attributes(preset, &config.attributes);
-        problems.extend(
-            attributes
-                .iter()
-                .filter_map(|(name, places)| check_attribute(name, places)),
-        );
+        problems.extend(attributes.iter().filter_map(|(name, places)| check_attribute(name, places)));
         let attribute_names = attributes.iter().map(|(name, _)| name.clone()).collect();
         let event_id = match (&config.event_id, preset) {
             (Some(candidates), _) => candidates.clone(),
@@ -142,36 +136,20 @@ impl Source {
             (None, None) => vec![IdCandidate::BodySha256],
         };
         if event_id.is_empty() {
-            problems.push(Problem::new(
-                "event_id",
-                "is empty; give a place to read it from, or \"body-sha256\"",
-            ));
+            problems.push(Problem::new("event_id", "is empty; give a place to read it from, or \"body-sha256\""));
         }
-        let types = config
-            .event_type
-            .clone()
-            .or_else(|| preset.map(Preset::event_types))
-            .unwrap_or_default();
+        let types = config.event_type.clone().or_else(|| preset.map(Preset::event_types)).unwrap_or_default();
         for rule in types.iter().filter(|rule| rule.name.is_empty()) {
             problems.push(Problem::new("event_type", format!("a rule has no name: {rule:?}")));
         }
         let default_type = preset.map_or(DEFAULT_EVENT_TYPE, |preset| preset.default_type);
-        let identity = Identity::compile(
-            &event_id,
-            &types,
-            default_type,
-            &attributes,
-            config.body == BodyKind::Json,
-        );
+        let identity = Identity::compile(&event_id, &types, default_type, &attributes, config.body == BodyKind::Json);
         let identity = identity.map_err(|message| problems.push(Problem::new("attributes", message)));
         match (verifier, identity) {
             (Ok(verifier), Ok(identity)) if problems.is_empty() => Ok(Self {
                 id,
                 path: config.path.clone(),
-                max_body: config
-                    .max_body
-                    .or(preset.map(|preset| preset.max_body))
-                    .unwrap_or(max_body),
+                max_body: config.max_body.or(preset.map(|preset| preset.max_body)).unwrap_or(max_body),
                 verifier,
                 identity,
                 forward_headers,
@@ -241,16 +219,12 @@ impl Source {
 
 /// A header's value as text; bytes that are not UTF-8 are replaced, since metadata is text in every broker.
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    headers
-        .get(name)
-        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 fn check_path(path: &str) -> Option<Problem> {
-    let plain = path.starts_with('/')
-        && path
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"{}*?#%\\\"".contains(&byte));
+    let plain =
+        path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}*?#%\\\"".contains(&byte));
     (!plain).then(|| {
         let advice = "begin with \"/\" and hold no blanks, patterns, query or escapes, like \"/openclaw/webhook\"";
         Problem::new("path", format!("{path:?} must {advice}"))
@@ -265,10 +239,7 @@ fn check_forwarded(names: &[String], problems: &mut Vec<Problem>) -> Vec<(Header
     let mut headers = Vec::new();
     for (place, name) in names.iter().enumerate() {
         let mut refuse = |message: &str| {
-            problems.push(Problem::new(
-                format!("forward_headers[{place}]"),
-                format!("{name:?} {message}"),
-            ))
+            problems.push(Problem::new(format!("forward_headers[{place}]"), format!("{name:?} {message}")))
         };
         match name.parse::<HeaderName>() {
             Err(_) => refuse("is not a header name"),
@@ -296,16 +267,12 @@ fn merged_attributes(preset: Option<&Preset>, written: &BTreeMap<String, Places>
 }
 
 fn check_attribute(name: &str, places: &[FieldRef]) -> Option<Problem> {
-    let valid = !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    let valid = !name.is_empty() && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
     let key = format!("attributes.{name}");
     match (valid, places.is_empty()) {
-        (false, _) => Some(Problem::new(
-            key,
-            "an attribute's name has only a-z, 0-9 and _, so that every broker can carry it",
-        )),
+        (false, _) => {
+            Some(Problem::new(key, "an attribute's name has only a-z, 0-9 and _, so that every broker can carry it"))
+        }
         (true, true) => Some(Problem::new(key, "is empty; give a place like \"/job/name\"")),
         (true, false) => None,
     }

@@ -56,10 +56,7 @@ impl Template {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find('{') {
-            let close = rest[open..]
-                .find('}')
-                .ok_or_else(|| format!("{text:?} has a \"{{\" without \"}}\""))?
-                + open;
+            let close = rest[open..].find('}').ok_or_else(|| format!("{text:?} has a \"{{\" without \"}}\""))? + open;
             if open > 0 {
                 parts.push(Part::Text(rest[..open].to_owned()));
             }
@@ -106,13 +103,8 @@ impl Template {
                 if sample.split('.').any(str::is_empty) {
                     return Err(format!("{text:?} is not a NATS subject: a token is empty"));
                 }
-                match sample
-                    .chars()
-                    .find(|c| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>' | '}'))
-                {
-                    Some(found) => Err(format!(
-                        "{text:?} is not a NATS subject to publish to: it has {found:?}"
-                    )),
+                match sample.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>' | '}')) {
+                    Some(found) => Err(format!("{text:?} is not a NATS subject to publish to: it has {found:?}")),
                     None => Ok(()),
                 }
             }
@@ -127,9 +119,7 @@ impl Value {
             ("type", _) => Ok(Self::EventType),
             ("event_id", _) => Ok(Self::EventId),
             (_, Some(attribute)) if !attribute.is_empty() => Ok(Self::Attribute(attribute.to_owned())),
-            _ => Err(format!(
-                "there is no value {{{name}}}; known: {{source}}, {{type}}, {{event_id}}, {{attr.NAME}}"
-            )),
+            _ => Err(format!("there is no value {{{name}}}; known: {{source}}, {{type}}, {{event_id}}, {{attr.NAME}}")),
         }
     }
 
@@ -164,19 +154,7 @@ mod tests {
 
     #[test]
     fn a_template_that_is_no_subject_is_refused() {
-        for bad in [
-            "",
-            "a..b",
-            ".a",
-            "a.",
-            "a b",
-            "a.*",
-            "a.>",
-            "a.{attr.}",
-            "a.{job}",
-            "a.{attr.job",
-            "a}",
-        ] {
+        for bad in ["", "a..b", ".a", "a.", "a b", "a.*", "a.>", "a.{attr.}", "a.{job}", "a.{attr.job", "a}"] {
             assert!(Template::parse(bad, Grammar::NatsSubject).is_err(), "{bad}");
         }
         assert!(Template::parse("hooks.{source}.job-{attr.job}", Grammar::NatsSubject).is_ok());
@@ -184,14 +162,9 @@ mod tests {
 
     #[test]
     fn hostile_values_stay_one_token() {
-        for (value, expected) in [
-            ("a.b", "a%2Eb"),
-            ("*", "%2A"),
-            (">", "%3E"),
-            ("a b\n", "a%20b%0A"),
-            ("$JS", "%24JS"),
-            ("", "_"),
-        ] {
+        for (value, expected) in
+            [("a.b", "a%2Eb"), ("*", "%2A"), (">", "%3E"), ("a b\n", "a%20b%0A"), ("$JS", "%24JS"), ("", "_")]
+        {
             assert_eq!(escape(value), expected);
         }
     }

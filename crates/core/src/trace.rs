@@ -16,12 +16,8 @@ pub struct Trace {
 impl Trace {
     /// The trace context in `headers`. A malformed one is no trace context, as the specification demands.
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let parent = single(headers, "traceparent")
-            .filter(|text| valid_parent(text))?
-            .to_owned();
-        let state = single(headers, "tracestate")
-            .filter(|text| text.len() <= 512)
-            .map(str::to_owned);
+        let parent = single(headers, "traceparent").filter(|text| valid_parent(text))?.to_owned();
+        let state = single(headers, "tracestate").filter(|text| text.len() <= 512).map(str::to_owned);
         Some(Self { parent, state })
     }
 }
@@ -29,11 +25,7 @@ impl Trace {
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;
-    if values.next().is_some() {
-        None
-    } else {
-        first.to_str().ok()
-    }
+    if values.next().is_some() { None } else { first.to_str().ok() }
 }
 
 /// `version "-" trace-id "-" parent-id "-" flags`, lower-case hex, ids not all zero, version not `ff`.
@@ -66,9 +58,7 @@ mod tests {
     fn only_a_valid_parent_is_taken_over() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert!(valid_parent(good));
-        assert!(valid_parent(
-            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"
-        ));
+        assert!(valid_parent("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"));
         for bad in [
             "",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",

@@ -20,12 +20,7 @@ fn source() -> Source {
         "path": "/hook", "preset": "openclaw", "verify": [{ "scheme": "bearer", "secrets": ["token"] }],
     });
     let config = serde_json::from_value(config).expect("a valid config");
-    let mut resolve = |_: &_| {
-        Ok(Arc::new(SecretSlot::new(
-            "token",
-            Secret::new("token").expect("not empty"),
-        )))
-    };
+    let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
     Source::compile(SourceId::new(0, "openclaw"), &config, ByteLimit::mib(2), &mut resolve).expect("the preset is good")
 }
 
@@ -34,15 +29,7 @@ fn identify(body: impl Into<bytes::Bytes>) -> Result<hookgate_core::auth::Authen
     let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("Bearer token"))]);
     let admitted = Admission::new(1, 0).begin().try_enter().expect("room for one");
     let (method, path, received_at) = (Method::POST, "/hook".to_owned(), SystemTime::now());
-    let request = Request {
-        method,
-        path,
-        query: None,
-        headers,
-        body: body.into(),
-        received_at,
-        admitted,
-    };
+    let request = Request { method, path, query: None, headers, body: body.into(), received_at, admitted };
     source.identify(source.verify(Unverified::new(request)).expect("the token is right"))
 }
 
@@ -72,19 +59,9 @@ fn every_released_shape_gets_an_id_that_names_its_run() {
         let run = [body["jobId"].as_str().expect("a job"), &body["runAtMs"].to_string()].map(str::to_owned);
         let named_by_manual_run = body["runId"].is_string() && event.id.as_str().contains("&runId=");
         match &body["runAtMs"] {
-            Value::Null => assert!(
-                event.id.as_str().starts_with("body-sha256="),
-                "{}: {}",
-                capture.name,
-                event.id
-            ),
+            Value::Null => assert!(event.id.as_str().starts_with("body-sha256="), "{}: {}", capture.name, event.id),
             _ if named_by_manual_run => assert!(event.id.as_str().contains(&run[0]), "{}", event.id),
-            _ => assert!(
-                run.iter().all(|part| event.id.as_str().contains(part)),
-                "{}: {}",
-                capture.name,
-                event.id
-            ),
+            _ => assert!(run.iter().all(|part| event.id.as_str().contains(part)), "{}: {}", capture.name, event.id),
         }
     }
 }
@@ -104,9 +81,7 @@ fn different_requests_have_different_ids() {
 fn a_finished_event_its_completion_and_its_alert_are_three_events() {
     let run = |rest: Value| {
         let mut body = json!({ "jobId": "j", "runAtMs": 1_795_441_802_972_u64 });
-        body.as_object_mut()
-            .expect("an object")
-            .extend(rest.as_object().expect("an object").clone());
+        body.as_object_mut().expect("an object").extend(rest.as_object().expect("an object").clone());
         identify(body.to_string()).expect("an event").id.as_str().to_owned()
     };
     let ids = [
@@ -127,10 +102,7 @@ fn the_attributes_are_there_in_every_release() {
     assert!(finished.attribute("name").is_some());
     let body: Value = serde_json::from_slice(&finished.body).expect("JSON");
     assert_eq!(finished.attribute("job"), body["jobId"].as_str());
-    assert_eq!(
-        finished.attribute("run_at_ms").map(str::to_owned),
-        Some(body["runAtMs"].to_string())
-    );
+    assert_eq!(finished.attribute("run_at_ms").map(str::to_owned), Some(body["runAtMs"].to_string()));
     let alert = event(&capture("2026.5.28-failure-alert-1"));
     assert_eq!(alert.attribute("name"), Some("failure routes"));
     assert_eq!(alert.attribute("run_at_ms"), None);
@@ -149,10 +121,7 @@ fn a_shape_that_nobody_knows_is_still_an_event() {
 #[test]
 fn a_number_keeps_its_text_in_the_id() {
     let id = |run: &str| {
-        identify(format!(r#"{{"action":"finished","jobId":"j","runAtMs":{run}}}"#))
-            .expect("an event")
-            .id
-            .clone()
+        identify(format!(r#"{{"action":"finished","jobId":"j","runAtMs":{run}}}"#)).expect("an event").id.clone()
     };
     assert!(id("9007199254740993").as_str().ends_with("=9007199254740993"));
     assert_ne!(id("1"), id("\"1\""));

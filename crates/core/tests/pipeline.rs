@@ -29,25 +29,16 @@ impl Bench {
     fn new(sinks: &[Arc<FakeSink>], routes: &Value) -> Self {
         let recorder = Arc::new(Recorder::default());
         let observer: Arc<dyn Observer> = Arc::clone(&recorder) as _;
-        Self {
-            pipeline: Arc::new(TestEvent::new("any").pipeline(sinks, routes, &observer)),
-            recorder,
-        }
+        Self { pipeline: Arc::new(TestEvent::new("any").pipeline(sinks, routes, &observer)), recorder }
     }
 
     /// One sink that every event goes to.
     fn with(sink: &Arc<FakeSink>) -> Self {
-        Self::new(
-            std::slice::from_ref(sink),
-            &json!([{ "to": [{ "sink": sink.id().name() }] }]),
-        )
+        Self::new(std::slice::from_ref(sink), &json!([{ "to": [{ "sink": sink.id().name() }] }]))
     }
 
     async fn send(&self, event: &TestEvent) -> Result<Accepted, Refused> {
-        self.pipeline
-            .spawn(Arc::new(event.source()), event.request())
-            .await
-            .expect("no panic")
+        self.pipeline.spawn(Arc::new(event.source()), event.request()).await.expect("no panic")
     }
 
     async fn outcome(&self, event: &TestEvent) -> Result<AcceptedAs, Refused> {
@@ -80,11 +71,7 @@ async fn a_failed_publish_is_not_remembered() {
         (PublishErrorKind::Unknown, Miss::Unknown),
     ] {
         sink.answer_always(Answer::fail(kind));
-        assert_eq!(
-            bench.outcome(&TestEvent::new("1")).await,
-            Err(Refused::NotHandedOff(miss)),
-            "{kind:?}"
-        );
+        assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(miss)), "{kind:?}");
         assert!(bench.pipeline.memory.is_empty(), "{kind:?} leaves no trace");
     }
     sink.answer_always(Answer::Ack);
@@ -97,11 +84,7 @@ async fn what_nobody_authenticated_leaves_no_trace() {
     let bench = Bench::with(&sink);
     let event = TestEvent::new("1");
     let stranger = TestEvent::new("1").header("authorization", "Bearer again");
-    let refused = bench
-        .pipeline
-        .spawn(Arc::new(event.source()), stranger.request())
-        .await
-        .expect("no panic");
+    let refused = bench.pipeline.spawn(Arc::new(event.source()), stranger.request()).await.expect("no panic");
     assert!(matches!(refused, Err(Refused::Unauthenticated(_))), "{refused:?}");
     assert!(bench.pipeline.memory.is_empty());
     assert_eq!(sink.attempted().len(), 0);
@@ -112,10 +95,7 @@ async fn what_nobody_authenticated_leaves_no_trace() {
 async fn transient_failures_are_retried_within_the_deadline() {
     let sink = sink();
     let bench = Bench::with(&sink);
-    sink.answer_next([
-        Answer::fail(PublishErrorKind::Unavailable),
-        Answer::fail(PublishErrorKind::Throttled),
-    ]);
+    sink.answer_next([Answer::fail(PublishErrorKind::Unavailable), Answer::fail(PublishErrorKind::Throttled)]);
     assert_eq!(bench.outcome(&TestEvent::new("1")).await, Ok(AcceptedAs::Delivered));
     assert_eq!(sink.attempted().len(), 3);
 }
@@ -126,14 +106,8 @@ async fn an_unknown_outcome_is_retried_only_where_the_broker_drops_the_repeat() 
     for sink in [&plain, &dedup] {
         sink.answer_next([Answer::StoreAndFail(PublishErrorKind::Unknown, PublishReason::Timeout)]);
     }
-    assert_eq!(
-        Bench::with(&plain).outcome(&TestEvent::new("1")).await,
-        Err(Refused::NotHandedOff(Miss::Unknown))
-    );
-    assert_eq!(
-        Bench::with(&dedup).outcome(&TestEvent::new("1")).await,
-        Ok(AcceptedAs::Delivered)
-    );
+    assert_eq!(Bench::with(&plain).outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(Miss::Unknown)));
+    assert_eq!(Bench::with(&dedup).outcome(&TestEvent::new("1")).await, Ok(AcceptedAs::Delivered));
     assert_eq!((plain.stored().len(), dedup.stored().len()), (1, 1));
 }
 
@@ -143,10 +117,7 @@ async fn once_unknown_stays_unknown_whatever_comes_after() {
     let bench = Bench::with(&sink);
     sink.answer_next([Answer::fail(PublishErrorKind::Unknown)]);
     sink.answer_always(Answer::fail(PublishErrorKind::Unavailable));
-    assert_eq!(
-        bench.outcome(&TestEvent::new("1")).await,
-        Err(Refused::NotHandedOff(Miss::Unknown))
-    );
+    assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(Miss::Unknown)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,10 +126,7 @@ async fn a_sink_that_never_answers_is_left_at_the_deadline() {
     let bench = Bench::with(&sink);
     sink.answer_always(Answer::Hang);
     let begun = tokio::time::Instant::now();
-    assert_eq!(
-        bench.outcome(&TestEvent::new("1")).await,
-        Err(Refused::NotHandedOff(Miss::Unknown))
-    );
+    assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(Miss::Unknown)));
     assert_eq!(begun.elapsed().as_millis() / 10, 250, "at the reply deadline of 2.5 s");
 }
 
@@ -173,10 +141,7 @@ async fn a_twin_waits_for_the_first_and_is_a_duplicate_of_it() {
             tokio::spawn(async move { bench.outcome(&TestEvent::new("1")).await })
         })
         .collect();
-    wait_until(LIMIT, "the twins wait", async || {
-        bench.recorder.count("dedup_checked result=in_progress") == 19
-    })
-    .await;
+    wait_until(LIMIT, "the twins wait", async || bench.recorder.count("dedup_checked result=in_progress") == 19).await;
     told.notify_one();
     let mut delivered = 0;
     for twin in twins {
@@ -189,10 +154,7 @@ async fn a_twin_waits_for_the_first_and_is_a_duplicate_of_it() {
 async fn when_the_first_fails_one_twin_takes_over() {
     let (sink, told) = (sink(), Arc::new(Notify::new()));
     let bench = Arc::new(Bench::with(&sink));
-    sink.answer_next([
-        Answer::fail(PublishErrorKind::Rejected),
-        Answer::AckAfter(Arc::clone(&told)),
-    ]);
+    sink.answer_next([Answer::fail(PublishErrorKind::Rejected), Answer::AckAfter(Arc::clone(&told))]);
     told.notify_one();
     let event = TestEvent::new("1");
     let (first, second) = tokio::join!(bench.outcome(&event), bench.outcome(&event));
@@ -216,10 +178,7 @@ async fn a_twin_of_one_that_does_not_end_is_told_to_come_back_and_never_2xx() {
     pipeline.memory = Arc::clone(&bench.pipeline.memory);
     pipeline.reply_deadline = Duration::from_millis(100);
     assert_eq!(hasty.outcome(&TestEvent::new("1")).await, Err(Refused::InProgress));
-    assert_eq!(
-        first.await.expect("no panic"),
-        Err(Refused::NotHandedOff(Miss::Unknown))
-    );
+    assert_eq!(first.await.expect("no panic"), Err(Refused::NotHandedOff(Miss::Unknown)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,17 +192,10 @@ async fn a_required_leg_decides_and_a_best_effort_leg_does_not() {
     assert_eq!(begun.elapsed(), Duration::ZERO, "the answer does not wait for it");
     second.answer_always(Answer::Ack);
     first.answer_always(Answer::fail(PublishErrorKind::Rejected));
-    assert_eq!(
-        bench.outcome(&TestEvent::new("2")).await,
-        Err(Refused::NotHandedOff(Miss::Rejected))
-    );
+    assert_eq!(bench.outcome(&TestEvent::new("2")).await, Err(Refused::NotHandedOff(Miss::Rejected)));
     bench.pipeline.tasks.close();
     bench.pipeline.tasks.wait().await;
-    assert_eq!(
-        bench.recorder.count("publish_finished sink=second"),
-        2,
-        "and it is seen to its end"
-    );
+    assert_eq!(bench.recorder.count("publish_finished sink=second"), 2, "and it is seen to its end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,20 +204,9 @@ async fn every_required_leg_must_have_the_event() {
     let routes = json!([{ "to": [{ "sink": "first" }] }, { "to": [{ "sink": "second" }, { "sink": "first" }] }]);
     let bench = Bench::new(&[Arc::clone(&first), Arc::clone(&second)], &routes);
     second.answer_next([Answer::fail(PublishErrorKind::Misconfigured)]);
-    assert_eq!(
-        bench.outcome(&TestEvent::new("1")).await,
-        Err(Refused::NotHandedOff(Miss::Unavailable))
-    );
-    assert_eq!(
-        bench.outcome(&TestEvent::new("1")).await,
-        Ok(AcceptedAs::Delivered),
-        "not remembered"
-    );
-    assert_eq!(
-        (first.stored().len(), second.stored().len()),
-        (2, 1),
-        "two routes to one place are one message"
-    );
+    assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(Miss::Unavailable)));
+    assert_eq!(bench.outcome(&TestEvent::new("1")).await, Ok(AcceptedAs::Delivered), "not remembered");
+    assert_eq!((first.stored().len(), second.stored().len()), (2, 1), "two routes to one place are one message");
 }
 
 #[tokio::test(start_paused = true)]
@@ -286,15 +227,7 @@ async fn a_panic_in_a_sink_releases_the_claim_and_is_counted() {
     let panicked = bench.pipeline.spawn(Arc::new(event.source()), event.request()).await;
     assert!(panicked.is_err_and(|error| error.is_panic()));
     assert!(bench.pipeline.memory.is_empty());
-    assert_eq!(
-        bench
-            .recorder
-            .lines()
-            .iter()
-            .filter(|line| line.contains("outcome=failed"))
-            .count(),
-        1
-    );
+    assert_eq!(bench.recorder.lines().iter().filter(|line| line.contains("outcome=failed")).count(), 1);
     assert_eq!(bench.outcome(&event).await, Ok(AcceptedAs::Delivered));
 }
 
@@ -302,10 +235,7 @@ async fn a_panic_in_a_sink_releases_the_claim_and_is_counted() {
 async fn every_received_event_finishes_exactly_once() {
     let sink = sink();
     let bench = Bench::with(&sink);
-    sink.answer_next([
-        Answer::fail(PublishErrorKind::Rejected),
-        Answer::fail(PublishErrorKind::Unknown),
-    ]);
+    sink.answer_next([Answer::fail(PublishErrorKind::Rejected), Answer::fail(PublishErrorKind::Unknown)]);
     for id in ["1", "1", "2", "2", "3", ""] {
         let _any = bench.outcome(&TestEvent::new(id)).await;
     }

@@ -24,9 +24,7 @@ fn accepts(case: &Value) -> bool {
     };
     let config = serde_json::from_value(json!({ "path": "/in", "verify": [scheme] })).expect("a valid config");
     let mut resolve = |secret: &SecretRef| {
-        let SecretOrigin::Literal(text) = &secret.origin else {
-            panic!("vectors have literal secrets")
-        };
+        let SecretOrigin::Literal(text) = &secret.origin else { panic!("vectors have literal secrets") };
         let secret = Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?;
         Ok(Arc::new(SecretSlot::new("vector", secret)))
     };
@@ -42,9 +40,7 @@ fn accepts(case: &Value) -> bool {
         headers.append(name.parse::<HeaderName>().expect("a header name"), value);
     }
     let target = case["path"].as_str().expect("a path");
-    let (path, query) = target
-        .split_once('?')
-        .map_or((target, None), |(path, query)| (path, Some(query)));
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     let request = Request {
         method: Method::POST,
         path: path.to_owned(),
@@ -60,16 +56,10 @@ fn accepts(case: &Value) -> bool {
 #[test]
 fn every_token_case_gets_its_expected_verdict() {
     let vectors = include_str!("../../testkit/fixtures/vectors/token.jsonl");
-    let cases: Vec<Value> = vectors
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("one case a line"))
-        .collect();
+    let cases: Vec<Value> = vectors.lines().map(|line| serde_json::from_str(line).expect("one case a line")).collect();
     assert!(cases.len() >= 54, "the vectors are all there: {}", cases.len());
     let differs = |case: &&Value| accepts(case) != (case["expect"] == "accept");
-    let wrong: Vec<String> = cases
-        .iter()
-        .filter(differs)
-        .map(|case| format!("{}: {}", case["id"], case["why"]))
-        .collect();
+    let wrong: Vec<String> =
+        cases.iter().filter(differs).map(|case| format!("{}: {}", case["id"], case["why"])).collect();
     assert_eq!(wrong, Vec::<String>::new());
 }

@@ -64,7 +64,8 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
     let router = Router::compile(&config.routes, &config.unrouted, &names).map_err(|found| {
         // With a broken source its attributes are unknown, and every rule that uses them would be blamed.
         let sources_are_known = sources.len() == config.sources.len();
-        problems.extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
+        problems
+            .extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
     });
     match router {
         Ok(router) if problems.is_empty() => Ok(Parts { sources, router, secrets }),
@@ -87,8 +88,11 @@ fn check_sources(config: &Config, sources: &[Arc<Source>]) -> Vec<Problem> {
         }
     }
     let budget = config.server.max_in_flight_bytes;
-    if let Some(largest) = sources.iter().max_by_key(|source| source.max_body()).filter(|source| source.max_body() > budget) {
-        let message = format!("{budget} cannot hold one body of sources.{}, which may have {}", largest.id(), largest.max_body());
+    if let Some(largest) =
+        sources.iter().max_by_key(|source| source.max_body()).filter(|source| source.max_body() > budget)
+    {
+        let message =
+            format!("{budget} cannot hold one body of sources.{}, which may have {}", largest.id(), largest.max_body());
         problems.push(Problem::new("server.max_in_flight_bytes", message));
     }
     problems

@@ -53,7 +53,8 @@ pub(crate) fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|failure| match failure {
         Failure::Config(problems) => {
-            report(&arguments, &problems);
+            // Where nobody reads what is written, the exit code still says it.
+            let _written = report(&arguments, &problems);
             ExitCode::from(EXIT_CONFIG)
         }
         Failure::Run(error) => {
@@ -132,10 +133,12 @@ fn print_config(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(arguments: &Arguments, problems: &Problems) {
+fn report(arguments: &Arguments, problems: &Problems) -> io::Result<()> {
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(problems).expect("plain data serialises"));
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, problems)?;
+        writeln!(out)
     } else {
-        eprint!("{problems}");
+        write!(io::stderr(), "{problems}")
     }
 }

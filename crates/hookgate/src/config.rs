@@ -119,11 +119,8 @@ impl Origins {
 
     /// `problems` with where each was set.
     pub(crate) fn locate(&self, problems: Vec<Problem>) -> Problems {
-        let locate = |problem: Problem| Located {
-            set_in: self.of(&problem.key),
-            key: problem.key,
-            message: problem.message,
-        };
+        let locate =
+            |problem: Problem| Located { set_in: self.of(&problem.key), key: problem.key, message: problem.message };
         Problems(problems.into_iter().map(locate).collect())
     }
 }
@@ -173,7 +170,8 @@ pub(crate) fn load(file: &Path, environment: impl Iterator<Item = (String, Strin
         return Err(Problems::one(&path, format!("cannot be read: {error}; {advice}")));
     }
     let figment = environment::apply(Figment::from(Toml::file_exact(file)), environment);
-    let root: Value = figment.extract().map_err(|error| Problems::one(&path, without_excerpt(&error.kind.to_string())))?;
+    let root: Value =
+        figment.extract().map_err(|error| Problems::one(&path, without_excerpt(&error.kind.to_string())))?;
     parse(Origins { figment, root })
 }
 
@@ -204,9 +202,7 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
             Some(sinks),
             Some(routes),
             Some(unrouted),
-        ) if problems.is_empty() => {
-            Ok(Config { server, admin, log, dedup, sources, sinks, routes, unrouted, origins })
-        }
+        ) if problems.is_empty() => Ok(Config { server, admin, log, dedup, sources, sinks, routes, unrouted, origins }),
         _ => Err(origins.locate(problems)),
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     assemble::{self, Parts},
     config::{Config, Problems},
-    telemetry::{self, Telemetry},
+    telemetry::{self, Telemetry, millis},
 };
 
 /// Why the program stopped on its own.
@@ -104,7 +104,7 @@ async fn shut_down(
     // Not ready, but serving on: load balancers learn of it later than we do, and a refused request would be lost.
     telemetry.draining();
     let drain_delay = config.server.drain_delay;
-    tracing::info!(drain_delay_ms = drain_delay.as_millis(), "draining: not ready, still serving");
+    tracing::info!(drain_delay_ms = millis(drain_delay), "draining: not ready, still serving");
     sleep(drain_delay).await;
 
     // From here on connections are refused, the one failure that OpenClaw retries.
@@ -127,11 +127,16 @@ async fn shut_down(
 /// Waits for a phase of the shutdown, but not past its limit.
 async fn within(limit: Duration, phase: &'static str, done: impl Future) {
     if tokio::time::timeout(limit, done).await.is_err() {
-        tracing::warn!(phase, limit_ms = limit.as_millis(), "a phase of the shutdown took too long and was cut short");
+        tracing::warn!(phase, limit_ms = millis(limit), "a phase of the shutdown took too long and was cut short");
     }
 }
 
-fn bind(address: std::net::SocketAddr, key: &str, limits: Limits, observer: &Arc<dyn Observer>) -> anyhow::Result<Server> {
+fn bind(
+    address: std::net::SocketAddr,
+    key: &str,
+    limits: Limits,
+    observer: &Arc<dyn Observer>,
+) -> anyhow::Result<Server> {
     Server::bind(address, limits, Arc::clone(observer)).with_context(|| format!("listen on {address} ({key})"))
 }
 

@@ -44,7 +44,8 @@ impl Secrets {
         while stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await.is_some() {
             let paths = Arc::clone(&files);
             // A mounted secret may hang like any disk: never on a thread that serves requests.
-            let read = tokio::task::spawn_blocking(move || paths.iter().map(|(path, _)| from_file(path)).collect::<Vec<_>>());
+            let read =
+                tokio::task::spawn_blocking(move || paths.iter().map(|(path, _)| from_file(path)).collect::<Vec<_>>());
             let Ok(contents) = read.await else { continue };
             for ((path, slot), content) in files.iter().zip(contents) {
                 match content {

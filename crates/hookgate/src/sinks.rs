@@ -22,7 +22,7 @@ use crate::config::Reader;
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum SinkConfig {
     File(file::Config),
-    Nats(nats::Config),
+    Nats(Box<nats::Config>),
 }
 
 /// How long a broker may take to answer an inspection.
@@ -43,13 +43,14 @@ impl SinkConfig {
         let rest = Value::Dict(*tag, fields);
         match kind.as_ref().and_then(Value::as_str) {
             Some("file") => reader.value(key, &rest).map(Self::File),
-            Some("nats") => reader.value(key, &rest).map(Self::Nats),
+            Some("nats") => reader.value(key, &rest).map(|config| Self::Nats(Box::new(config))),
             Some(other) => {
                 reader.problem(Problem::new(format!("{key}.type"), crate::config::unknown("sink type", other, TYPES)));
                 None
             }
             None => {
-                reader.problem(Problem::new(format!("{key}.type"), format!("is missing; one of: {}", TYPES.join(", "))));
+                reader
+                    .problem(Problem::new(format!("{key}.type"), format!("is missing; one of: {}", TYPES.join(", "))));
                 None
             }
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{health::Health, log::Log, metrics::Metrics};
 
-pub(crate) use self::log::start_log;
+pub(crate) use self::log::{millis, start_log};
 
 /// How often histograms are folded: until then every sample is kept.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);

@@ -43,7 +43,8 @@ fn arrows_point_down_only() {
     let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
     for (name, dependencies) in dependencies() {
         let allowed = allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of arrows"));
-        let ours: BTreeSet<&str> = dependencies.keys().map(String::as_str).filter(|name| name.starts_with("hookgate")).collect();
+        let ours: BTreeSet<&str> =
+            dependencies.keys().map(String::as_str).filter(|name| name.starts_with("hookgate")).collect();
         let unexpected: Vec<_> = ours.iter().filter(|dependency| !allowed.contains(dependency)).collect();
         assert!(unexpected.is_empty(), "{name} must not depend on {unexpected:?}");
     }

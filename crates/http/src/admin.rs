@@ -53,31 +53,15 @@ pub fn router(status: Arc<dyn Status>) -> Router {
     Router::new()
         .route(
             "/livez",
-            get(async move || {
-                if live.live() {
-                    text(StatusCode::OK, "ok\n")
-                } else {
-                    unavailable("stalled\n")
-                }
-            }),
+            get(async move || if live.live() { text(StatusCode::OK, "ok\n") } else { unavailable("stalled\n") }),
         )
         .route(
             "/readyz",
             get(async move |request: axum::extract::Request| {
                 let readiness = ready.ready();
-                let strict = request
-                    .uri()
-                    .query()
-                    .is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
+                let strict = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
                 let good = readiness.ready && (!strict || readiness.sinks.iter().all(|sink| sink.up));
-                json(
-                    if good {
-                        StatusCode::OK
-                    } else {
-                        StatusCode::SERVICE_UNAVAILABLE
-                    },
-                    &readiness,
-                )
+                json(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &readiness)
             }),
         )
         .route(
@@ -99,18 +83,13 @@ fn unavailable(body: &'static str) -> Response {
 fn text(status: StatusCode, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {
     let body = serde_json::to_string_pretty(value).expect("plain data serialises") + "\n";
     let mut response = text(status, body);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

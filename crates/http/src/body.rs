@@ -51,10 +51,7 @@ pub(crate) async fn read(headers: &HeaderMap, mut body: Body, limits: &BodyLimit
             Err(_) => return Err(Rejection::ReadTimeout),
             Ok(Some(Err(_))) => return Err(Rejection::Truncated),
             Ok(None) => {
-                return Ok(ReadBody {
-                    bytes: bytes.freeze(),
-                    reservation,
-                });
+                return Ok(ReadBody { bytes: bytes.freeze(), reservation });
             }
             Ok(Some(Ok(frame))) => frame,
         };
@@ -84,7 +81,5 @@ fn discard(headers: &HeaderMap, mut body: Body) {
     if headers.contains_key(header::EXPECT) {
         return;
     }
-    tokio::spawn(tokio::time::timeout(AT_MOST, async move {
-        while let Some(Ok(_)) = body.frame().await {}
-    }));
+    tokio::spawn(tokio::time::timeout(AT_MOST, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }

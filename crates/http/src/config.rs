@@ -77,8 +77,6 @@ pub struct AdminConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)),
-        }
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)) }
     }
 }

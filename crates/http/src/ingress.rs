@@ -39,11 +39,7 @@ impl Ingress {
     /// An ingress in front of `pipeline`.
     pub fn new(pipeline: Arc<Pipeline>, config: &ServerConfig) -> Arc<Self> {
         let admission = Admission::new(config.max_in_flight as u64, config.max_in_flight_bytes.0);
-        Arc::new(Self {
-            pipeline,
-            admission,
-            body_timeout: config.body_timeout,
-        })
+        Arc::new(Self { pipeline, admission, body_timeout: config.body_timeout })
     }
 
     /// The routes of `sources`. Paths are exact, and none ever redirects.
@@ -63,11 +59,7 @@ impl Ingress {
         let (ingress, source) = (Arc::clone(self), Arc::clone(source));
         any(move |request: Request| {
             let (ingress, source) = (Arc::clone(&ingress), Arc::clone(&source));
-            async move {
-                ingress
-                    .observed(Some(source.id()), ingress.receive(&source, request))
-                    .await
-            }
+            async move { ingress.observed(Some(source.id()), ingress.receive(&source, request)).await }
         })
     }
 
@@ -80,11 +72,7 @@ impl Ingress {
             return Err(Rejection::Method);
         }
         let (head, body) = request.into_parts();
-        let limits = BodyLimits {
-            max: source.max_body(),
-            timeout: self.body_timeout,
-            admission: &self.admission,
-        };
+        let limits = BodyLimits { max: source.max_body(), timeout: self.body_timeout, admission: &self.admission };
         let body = body::read(&head.headers, body, &limits).await?;
         let admitted = body.reservation.try_enter().ok_or(Rejection::InFlightLimit)?;
         let request = Unverified::new(auth::Request {
@@ -112,12 +100,7 @@ impl Ingress {
     ) -> Response {
         let observer = &*self.pipeline.observer;
         observer.observe(&Observation::RequestStarted);
-        let mut ending = Ending {
-            observer,
-            source,
-            started: Instant::now(),
-            status: CLIENT_GONE,
-        };
+        let mut ending = Ending { observer, source, started: Instant::now(), status: CLIENT_GONE };
         let response = receive.await.unwrap_or_else(|reason| {
             observer.observe(&Observation::RequestRejected { source, reason });
             respond::rejected(reason)
@@ -140,10 +123,6 @@ struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let (source, status, elapsed) = (self.source, self.status, self.started.elapsed());
-        self.observer.observe(&Observation::RequestFinished {
-            source,
-            status,
-            elapsed,
-        });
+        self.observer.observe(&Observation::RequestFinished { source, status, elapsed });
     }
 }

@@ -63,9 +63,7 @@ pub(crate) fn refused(refused: &Refused) -> Response {
             // The same for every cause: a sender that cannot prove itself learns nothing. RFC 9110, 15.5.2 asks for the
             // header.
             let mut response = problem(&UNAUTHORIZED, None);
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
         Refused::Malformed(malformed) => problem(&MALFORMED, Some(&malformed.to_string())),
@@ -96,15 +94,11 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
     );
     match rejection {
         Rejection::Method => {
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("POST"));
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
         }
         // What is left of the body is not read, so the connection cannot be used again.
         Rejection::TooLarge | Rejection::ReadTimeout | Rejection::Truncated | Rejection::Memory => {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         _ => {}
     }
@@ -127,14 +121,9 @@ fn problem(problem: &Problem, detail: Option<&str>) -> Response {
         body["detail"] = detail.into();
     }
     let mut response = document(problem.status, "application/problem+json", &body);
-    if matches!(
-        problem.status,
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    ) {
+    if matches!(problem.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
         // Spread over some seconds, so that senders who failed together do not return together.
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(fastrand::u16(1..=10)));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(fastrand::u16(1..=10)));
     }
     response
 }
@@ -142,9 +131,7 @@ fn problem(problem: &Problem, detail: Option<&str>) -> Response {
 fn document(status: StatusCode, content_type: &'static str, body: &serde_json::Value) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -157,21 +144,12 @@ mod tests {
 
     async fn parts(response: Response) -> (StatusCode, http::HeaderMap, Vec<u8>) {
         let (head, body) = response.into_parts();
-        (
-            head.status,
-            head.headers,
-            body.collect().await.expect("in memory").to_bytes().to_vec(),
-        )
+        (head.status, head.headers, body.collect().await.expect("in memory").to_bytes().to_vec())
     }
 
     #[tokio::test]
     async fn every_cause_of_a_401_reads_the_same() {
-        let failures = [
-            AuthFailure::Missing,
-            AuthFailure::Malformed,
-            AuthFailure::Repeated,
-            AuthFailure::Mismatch,
-        ];
+        let failures = [AuthFailure::Missing, AuthFailure::Malformed, AuthFailure::Repeated, AuthFailure::Mismatch];
         let first = parts(refused(&Refused::Unauthenticated(failures[0]))).await;
         for failure in &failures[1..] {
             assert_eq!(parts(refused(&Refused::Unauthenticated(*failure))).await, first);
@@ -192,12 +170,7 @@ mod tests {
         for shown in ALL {
             let response = problem(shown, None);
             let transient = matches!(response.status().as_u16(), 503 | 504);
-            assert_eq!(
-                response.headers().contains_key(header::RETRY_AFTER),
-                transient,
-                "{}",
-                shown.code
-            );
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), transient, "{}", shown.code);
         }
     }
 

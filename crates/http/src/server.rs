@@ -62,11 +62,8 @@ impl From<&ServerConfig> for Limits {
 
 impl Limits {
     /// Those of the admin port, where a scraper and a kubelet come by.
-    pub const ADMIN: Self = Self {
-        connections: 64,
-        header_timeout: Duration::from_secs(5),
-        keep_alive: Duration::from_secs(75),
-    };
+    pub const ADMIN: Self =
+        Self { connections: 64, header_timeout: Duration::from_secs(5), keep_alive: Duration::from_secs(75) };
 }
 
 /// A port that is bound and not served yet.
@@ -82,19 +79,11 @@ impl Server {
     /// # Errors
     /// When the operating system does not give us the port.
     pub fn bind(address: SocketAddr, limits: Limits, observer: Arc<dyn Observer>) -> io::Result<Self> {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restart must not wait for the last connections of the one before.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self {
-            listener: socket.listen(BACKLOG)?,
-            limits,
-            observer,
-        })
+        Ok(Self { listener: socket.listen(BACKLOG)?, limits, observer })
     }
 
     /// The address that was bound; with port 0 the operating system chose one.
@@ -108,21 +97,14 @@ impl Server {
     /// Serves `router` until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
     pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
-        let Self {
-            listener,
-            limits,
-            observer,
-        } = self;
+        let Self { listener, limits, observer } = self;
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
         loop {
             // The place comes first: with none free, new connections wait in the backlog and cost nothing.
             let accept = async {
-                let place = Arc::clone(&places)
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed");
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
                 (place, listener.accept().await)
             };
             let (place, stream) = tokio::select! {

@@ -53,6 +53,8 @@ pub(crate) struct Committer {
     pub(crate) id: SinkId,
     pub(crate) log: Log,
     pub(crate) observer: Arc<dyn Observer>,
+    /// Whether the observer takes the sink to be up.
+    pub(crate) up: bool,
     /// Closed when nobody can publish any more; what is in it then is still written.
     pub(crate) orders: mpsc::Receiver<Order>,
     /// Dropped last of all, to say that the directory is free.
@@ -79,7 +81,7 @@ impl Batch {
 
 impl Committer {
     /// Tells the observer that the files are open, and what became of the newest.
-    pub(crate) fn begin(&self, found: Found) {
+    pub(crate) fn begin(&mut self, found: Found) {
         let notice = |message, detail: &(dyn fmt::Display + Sync)| {
             self.observer.observe(&Observation::SinkNotice { sink: &self.id, message, detail });
         };
@@ -89,11 +91,11 @@ impl Committer {
             Found::Unusable(failure) => notice("the newest file cannot be used, a new one is begun", &Chain(&failure)),
         }
         self.observer.observe(&Observation::SinkUp { sink: &self.id });
+        self.up = true;
     }
 
     /// Works until the orders are at their end.
     pub(crate) fn run(mut self) {
-        let mut up = true;
         while let Some(order) = self.orders.blocking_recv() {
             let mut batch = Batch::default();
             self.take_up(order, &mut batch);
@@ -102,7 +104,7 @@ impl Committer {
             {
                 self.take_up(order, &mut batch);
             }
-            self.commit(batch, &mut up);
+            self.commit(batch);
         }
         drop(self.log);
         drop(self.ended);
@@ -128,32 +130,32 @@ impl Committer {
     }
 
     /// Writes a batch, file by file, and answers each line once its own file is synced.
-    fn commit(&mut self, batch: Batch, up: &mut bool) {
+    fn commit(&mut self, batch: Batch) {
         let (mut bytes, mut lines) = (batch.bytes.as_slice(), batch.lines);
         while !lines.is_empty() {
-            let count = self.log.fitting(lines.iter().map(|line| line.length as u64));
-            let later = lines.split_off(count);
+            let lengths: Vec<u64> = lines.iter().map(|line| line.length as u64).collect();
+            let later = lines.split_off(self.log.fitting(&lengths));
             let now = mem::replace(&mut lines, later);
             let (these, rest) = bytes.split_at(now.iter().map(|line| line.length).sum());
             bytes = rest;
             let written = self.log.append(these);
-            self.note_health(&written, up);
+            self.note_health(&written);
             answer(now, written);
         }
     }
 
     /// Tells the observer when writing begins to fail or to work.
-    fn note_health(&self, written: &Result<Written, Failure>, up: &mut bool) {
+    fn note_health(&mut self, written: &Result<Written, Failure>) {
         let sink = &self.id;
         match written {
-            Ok(_) if !*up => self.observer.observe(&Observation::SinkUp { sink }),
-            Err(failure) if *up => {
+            Ok(_) if !self.up => self.observer.observe(&Observation::SinkUp { sink }),
+            Err(failure) if self.up => {
                 let cause = &Chain(failure);
                 self.observer.observe(&Observation::SinkDown { sink, cause });
             }
             Ok(_) | Err(_) => {}
         }
-        *up = written.is_ok();
+        self.up = written.is_ok();
     }
 }
 

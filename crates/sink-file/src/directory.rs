@@ -55,7 +55,8 @@ impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let failed = |source| Failure::directory(path, source);
         let lock_path = path.join(LOCK_FILE);
-        let mut lock = owned(OpenOptions::new().read(true).write(true).create(true)).open(&lock_path).map_err(failed)?;
+        let mut lock =
+            owned(OpenOptions::new().read(true).write(true).create(true)).open(&lock_path).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Failure::Locked { lock: lock_path }),
@@ -206,7 +207,9 @@ mod tests {
         for number in [1, 42, 99_999_999, 100_000_000] {
             assert_eq!(file_number(&file_name(number)), Some(number));
         }
-        for foreign in ["events-1.jsonl", "events-00000001.jsonl.gz", "events-+0000001.jsonl", "events-.jsonl", ".jsonl"] {
+        for foreign in
+            ["events-1.jsonl", "events-00000001.jsonl.gz", "events-+0000001.jsonl", "events-.jsonl", ".jsonl"]
+        {
             assert_eq!(file_number(foreign), None, "{foreign}");
         }
     }

@@ -23,10 +23,7 @@ pub struct ConnectError {
 
 impl ConnectError {
     pub(crate) fn new(sink: &SinkId, failure: Failure) -> Self {
-        Self {
-            sink: sink.clone(),
-            failure,
-        }
+        Self { sink: sink.clone(), failure }
     }
 }
 
@@ -131,22 +128,10 @@ mod tests {
         let errno = io::Error::from_raw_os_error;
         let (enospc, edquot, eio, enoent, eacces, erofs) = (28, 122, 5, 2, 13, 30);
         let file = || PathBuf::from("events-00000001.jsonl");
-        let begin = |code| Failure::Begin {
-            file: file(),
-            source: errno(code),
-        };
-        let write = |code| Failure::Write {
-            file: file(),
-            source: errno(code),
-        };
-        let take_back = |code| Failure::TakeBack {
-            file: file(),
-            source: errno(code),
-        };
-        let sync = |code| Failure::Sync {
-            file: file(),
-            source: errno(code),
-        };
+        let begin = |code| Failure::Begin { file: file(), source: errno(code) };
+        let write = |code| Failure::Write { file: file(), source: errno(code) };
+        let take_back = |code| Failure::TakeBack { file: file(), source: errno(code) };
+        let sync = |code| Failure::Sync { file: file(), source: errno(code) };
         for (failure, verdict) in [
             (begin(enospc), (Unavailable, Full)),
             (begin(enoent), (Misconfigured, NoDestination)),

@@ -56,10 +56,10 @@ impl Log {
         Ok((log, found))
     }
 
-    /// How many of the next lines, of these lengths, go into one file; at least one.
-    pub(crate) fn fitting(&self, lengths: impl Iterator<Item = u64> + Clone) -> usize {
+    /// How many of the next lines, which are this long, go into one file; at least one.
+    pub(crate) fn fitting(&self, lengths: &[u64]) -> usize {
         let fitting_behind = |used: u64| {
-            let ends = lengths.clone().scan(used, |end, length| {
+            let ends = lengths.iter().scan(used, |end, length| {
                 *end += length;
                 Some(*end)
             });

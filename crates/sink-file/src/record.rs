@@ -1,6 +1,9 @@
 //! A message as one JSON line.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{display::Base64Display, engine::general_purpose::STANDARD};
 use hookgate_core::message::Message;
@@ -57,8 +60,11 @@ struct Record<'a> {
     body_base64: Option<&'a [u8]>,
 }
 
+/// A time that RFC 3339 cannot say is told as the nearest that it can: a clock that is wrong must not lose events.
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+    const LAST_SECOND_OF_9999: Duration = Duration::from_secs(253_402_300_799);
+    let time = (*time).clamp(UNIX_EPOCH, UNIX_EPOCH + LAST_SECOND_OF_9999);
+    serializer.collect_str(&humantime::format_rfc3339_millis(time))
 }
 
 fn map<S: Serializer>(pairs: &[(Arc<str>, String)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -71,8 +77,6 @@ fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, 
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use base64::Engine;
     use hookgate_core::{event::SinkId, sink::Target};
     use hookgate_testkit::event::TestEvent;
@@ -127,6 +131,17 @@ mod tests {
     fn a_body_that_is_not_utf8_is_in_base64() {
         let line = line(&event([0xff, 0, b'\n']));
         assert!(line.ends_with(concat!(r#","body_base64":"/wAK"}"#, "\n")), "{line}");
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_loses_no_event() {
+        let year = Duration::from_secs(365 * 24 * 60 * 60);
+        for (at, told) in
+            [(UNIX_EPOCH - year, "1970-01-01T00:00:00.000Z"), (UNIX_EPOCH + year * 9000, "9999-12-31T23:59:59.000Z")]
+        {
+            let line = line(&TestEvent::new("7").received_at(at));
+            assert!(line.contains(&format!(r#""received_at":"{told}""#)), "{line}");
+        }
     }
 
     proptest! {

@@ -42,7 +42,7 @@ pub async fn connect(id: SinkId, config: &Config, observer: Arc<dyn Observer>) -
     // Everything that touches the disk happens on this thread: a disk that hangs stops nothing else.
     let work = move || match Log::open(&dir, rotate_at) {
         Ok((log, found)) => {
-            let committer = Committer { id: thread_id, log, observer, orders, ended };
+            let mut committer = Committer { id: thread_id, log, observer, up: false, orders, ended };
             committer.begin(found);
             if opened.send(Ok(())).is_ok() {
                 committer.run();

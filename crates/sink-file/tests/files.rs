@@ -46,7 +46,10 @@ async fn a_file_that_would_pass_its_limit_is_followed_by_the_next() {
         places.push((position.place.to_string(), position.offset > 0));
     }
     let place = |number: u32, behind_another: bool| (format!("events-{number:08}.jsonl"), behind_another);
-    assert_eq!(places, [place(1, false), place(1, true), place(2, false), place(3, false), place(4, false), place(4, true)]);
+    assert_eq!(
+        places,
+        [place(1, false), place(1, true), place(2, false), place(3, false), place(4, false), place(4, true)]
+    );
     for (name, length) in lengths(dir.path()) {
         assert!(length <= 1000 || name == "events-00000003.jsonl", "{name} has {length} bytes");
     }
@@ -140,7 +143,7 @@ async fn a_torn_last_line_is_set_aside_and_reported() {
 async fn a_line_torn_twice_in_one_place_is_kept_twice() {
     let dir = temporary();
     let whole = with_tail(dir.path(), b"one").await;
-    drop(connect(dir.path()).await.0.close(ample()).await);
+    connect(dir.path()).await.0.close(ample()).await;
     let file = dir.path().join("events-00000001.jsonl");
     OpenOptions::new().append(true).open(file).and_then(|mut file| file.write_all(b"two")).expect("it can be written");
     connect(dir.path()).await.0.close(ample()).await;

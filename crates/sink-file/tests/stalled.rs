@@ -73,7 +73,8 @@ async fn stalled(max_in_flight: usize, deadline: Duration) -> Stalled {
     fs::remove_dir_all(&events).expect("it is there");
     let publisher = Arc::clone(&sink);
     let taken = tokio::spawn(async move {
-        let error = publisher.publish(&message("taken", 10), Deadline::after(deadline)).await.expect_err("no directory");
+        let error =
+            publisher.publish(&message("taken", 10), Deadline::after(deadline)).await.expect_err("no directory");
         (error.kind, error.reason)
     });
     let limit = Duration::from_secs(10);

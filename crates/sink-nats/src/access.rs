@@ -31,10 +31,7 @@ pub(crate) struct Access {
 
 enum Login {
     Anonymous,
-    Password {
-        user: Arc<SecretSlot>,
-        password: Arc<SecretSlot>,
-    },
+    Password { user: Arc<SecretSlot>, password: Arc<SecretSlot> },
     Token(Arc<SecretSlot>),
     Nkey(Arc<SecretSlot>),
     Creds(Arc<SecretSlot>),
@@ -46,42 +43,23 @@ pub(crate) enum AccessError {
     #[error("find the secret: {message}")]
     Unresolved { key: &'static str, message: String },
     #[error("read the secret {name} as text")]
-    NotText {
-        key: &'static str,
-        name: Arc<str>,
-        source: std::str::Utf8Error,
-    },
+    NotText { key: &'static str, name: Arc<str>, source: std::str::Utf8Error },
     #[error("read the secret {name} as an nkey seed")]
-    NotASeed {
-        name: Arc<str>,
-        source: nkeys::error::Error,
-    },
+    NotASeed { name: Arc<str>, source: nkeys::error::Error },
     #[error("the secret {name} is the seed of another kind of key, not of a user (SU…)")]
     NotAUserSeed { name: Arc<str> },
     #[error("read the secret {name} as the content of a .creds file")]
     NotCreds { name: Arc<str>, source: io::Error },
     #[error("read {path}")]
-    Unreadable {
-        key: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Unreadable { key: &'static str, path: PathBuf, source: io::Error },
     #[error("read {path} as PEM")]
-    NotPem {
-        key: &'static str,
-        path: PathBuf,
-        source: pem::Error,
-    },
+    NotPem { key: &'static str, path: PathBuf, source: pem::Error },
     #[error("{path} holds no certificate")]
     NoCertificate { key: &'static str, path: PathBuf },
     #[error("use a certificate in {path} as a CA")]
     NotACa { path: PathBuf, source: rustls::Error },
     #[error("use {cert} with the private key {key}")]
-    NotAPair {
-        cert: PathBuf,
-        key: PathBuf,
-        source: rustls::Error,
-    },
+    NotAPair { cert: PathBuf, key: PathBuf, source: rustls::Error },
     #[error("set up TLS")]
     Tls { source: rustls::Error },
 }
@@ -116,10 +94,7 @@ impl Access {
             resolve(reference).map_err(|message| AccessError::Unresolved { key, message })
         };
         let login = if let (Some(user), Some(password)) = (&config.user, &config.password) {
-            Login::Password {
-                user: slot("user", user)?,
-                password: slot("password", password)?,
-            }
+            Login::Password { user: slot("user", user)?, password: slot("password", password)? }
         } else if let Some(token) = &config.token {
             Login::Token(slot("token", token)?)
         } else if let Some(seed) = &config.nkey {
@@ -129,11 +104,7 @@ impl Access {
         } else {
             Login::Anonymous
         };
-        Ok(Self {
-            login,
-            tls: config.tls.clone(),
-            system_roots: Arc::new(system_roots()),
-        })
+        Ok(Self { login, tls: config.tls.clone(), system_roots: Arc::new(system_roots()) })
     }
 
     /// Adds login and TLS, as secrets and files say now, to `options`. Reads files, so it may block.
@@ -164,15 +135,9 @@ impl Access {
             return Ok(builder.with_no_client_auth());
         };
         let chain = certificates_in("tls.cert", &cert)?;
-        let private_key =
-            PrivateKeyDer::from_pem_slice(&read("tls.key", &key)?).map_err(|source| AccessError::NotPem {
-                key: "tls.key",
-                path: key.clone(),
-                source,
-            })?;
-        builder
-            .with_client_auth_cert(chain, private_key)
-            .map_err(|source| AccessError::NotAPair { cert, key, source })
+        let private_key = PrivateKeyDer::from_pem_slice(&read("tls.key", &key)?)
+            .map_err(|source| AccessError::NotPem { key: "tls.key", path: key.clone(), source })?;
+        builder.with_client_auth_cert(chain, private_key).map_err(|source| AccessError::NotAPair { cert, key, source })
     }
 }
 
@@ -185,14 +150,9 @@ impl Login {
             }
             Self::Token(slot) => options.token(text("token", slot)?),
             Self::Nkey(slot) => options.nkey(user_seed(slot)?),
-            Self::Creds(slot) => {
-                options
-                    .credentials(&text("creds", slot)?)
-                    .map_err(|source| AccessError::NotCreds {
-                        name: slot.name().clone(),
-                        source,
-                    })?
-            }
+            Self::Creds(slot) => options
+                .credentials(&text("creds", slot)?)
+                .map_err(|source| AccessError::NotCreds { name: slot.name().clone(), source })?,
         })
     }
 }
@@ -200,11 +160,7 @@ impl Login {
 fn text(key: &'static str, slot: &SecretSlot) -> Result<String, AccessError> {
     match std::str::from_utf8(slot.current().expose()) {
         Ok(text) => Ok(text.to_owned()),
-        Err(source) => Err(AccessError::NotText {
-            key,
-            name: slot.name().clone(),
-            source,
-        }),
+        Err(source) => Err(AccessError::NotText { key, name: slot.name().clone(), source }),
     }
 }
 
@@ -229,37 +185,21 @@ fn system_roots() -> RootCertStore {
 fn roots_in(ca: &Path) -> Result<RootCertStore, AccessError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates_in("tls.ca", ca)? {
-        roots.add(certificate).map_err(|source| AccessError::NotACa {
-            path: ca.to_owned(),
-            source,
-        })?;
+        roots.add(certificate).map_err(|source| AccessError::NotACa { path: ca.to_owned(), source })?;
     }
     Ok(roots)
 }
 
 fn certificates_in(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, AccessError> {
-    let not_pem = |source| AccessError::NotPem {
-        key,
-        path: path.to_owned(),
-        source,
-    };
+    let not_pem = |source| AccessError::NotPem { key, path: path.to_owned(), source };
     let bytes = read(key, path)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
-        .collect::<Result<_, _>>()
-        .map_err(not_pem)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(not_pem)?;
     if certificates.is_empty() {
-        return Err(AccessError::NoCertificate {
-            key,
-            path: path.to_owned(),
-        });
+        return Err(AccessError::NoCertificate { key, path: path.to_owned() });
     }
     Ok(certificates)
 }
 
 fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, AccessError> {
-    fs::read(path).map_err(|source| AccessError::Unreadable {
-        key,
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| AccessError::Unreadable { key, path: path.to_owned(), source })
 }

@@ -93,18 +93,10 @@ impl Config {
         }
         problems.extend(self.check_login());
         match &self.tls {
-            Some(TlsConfig {
-                cert: Some(_),
-                key: None,
-                ..
-            }) => {
+            Some(TlsConfig { cert: Some(_), key: None, .. }) => {
                 problems.push(Problem::new("tls.key", "is missing: `tls.cert` needs its private key"));
             }
-            Some(TlsConfig {
-                cert: None,
-                key: Some(_),
-                ..
-            }) => {
+            Some(TlsConfig { cert: None, key: Some(_), .. }) => {
                 problems.push(Problem::new("tls.cert", "is missing: `tls.key` needs its certificate"));
             }
             _ => {}
@@ -136,15 +128,11 @@ impl Config {
 
 /// Reads one entry of `servers`. The message never repeats the text, which may hold a password.
 pub(crate) fn parse_server(text: &str) -> Result<ServerAddr, String> {
-    let address: ServerAddr = text
-        .parse()
-        .map_err(|_| "is not a server; write it like \"nats://127.0.0.1:4222\"".to_owned())?;
+    let address: ServerAddr =
+        text.parse().map_err(|_| "is not a server; write it like \"nats://127.0.0.1:4222\"".to_owned())?;
     let url = address.clone().into_inner();
     if !matches!(url.scheme(), "nats" | "tls") {
-        return Err(format!(
-            "begins with {}://; only nats:// and tls:// are supported",
-            url.scheme()
-        ));
+        return Err(format!("begins with {}://; only nats:// and tls:// are supported", url.scheme()));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err("has credentials in it; move them to `user` and `password`, or to `token`".to_owned());
@@ -184,9 +172,7 @@ mod tests {
 
     /// The problems of a table whose servers and stream are right.
     fn problems_beside(toml: &str) -> Vec<String> {
-        problems(&format!(
-            "servers = ['nats://a:4222', 'tls://b', 'c:4223']\nstream = 'HOOKS'\n{toml}"
-        ))
+        problems(&format!("servers = ['nats://a:4222', 'tls://b', 'c:4223']\nstream = 'HOOKS'\n{toml}"))
     }
 
     #[test]
@@ -213,65 +199,32 @@ mod tests {
 
     #[test]
     fn every_way_to_log_in_is_accepted_alone_and_refused_beside_another() {
-        let ways = [
-            "user = 'u'\npassword = 'p'",
-            "token = 't'",
-            "nkey = 'SU'",
-            "creds = { file = 'a.creds' }",
-        ];
+        let ways = ["user = 'u'\npassword = 'p'", "token = 't'", "nkey = 'SU'", "creds = { file = 'a.creds' }"];
         for (index, way) in ways.iter().enumerate() {
             assert_eq!(problems_beside(way), [] as [&str; 0], "{way}");
             for other in &ways[index + 1..] {
-                assert_eq!(
-                    problems_beside(&format!("{way}\n{other}")).len(),
-                    1,
-                    "{way} and {other}"
-                );
+                assert_eq!(problems_beside(&format!("{way}\n{other}")).len(), 1, "{way} and {other}");
             }
         }
-        assert_eq!(
-            problems_beside("password = 'p'"),
-            ["user: is missing: `password` needs one"]
-        );
-        assert_eq!(
-            problems_beside("tls = { key = 'k' }"),
-            ["tls.cert: is missing: `tls.key` needs its certificate"]
-        );
+        assert_eq!(problems_beside("password = 'p'"), ["user: is missing: `password` needs one"]);
+        assert_eq!(problems_beside("tls = { key = 'k' }"), ["tls.cert: is missing: `tls.key` needs its certificate"]);
     }
 
     #[test]
     fn a_server_is_a_host_and_a_port() {
-        for good in [
-            "nats://127.0.0.1:4222",
-            "tls://nats.example.com",
-            "localhost",
-            "nats://[::1]:4222/",
-        ] {
+        for good in ["nats://127.0.0.1:4222", "tls://nats.example.com", "localhost", "nats://[::1]:4222/"] {
             assert!(parse_server(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            "nats://",
-            "ws://a",
-            "http://a",
-            "nats://a/b",
-            "nats://a?b=c",
-            "nats://a:port",
-            "nats://a b",
-        ] {
+        for bad in ["", "nats://", "ws://a", "http://a", "nats://a/b", "nats://a?b=c", "nats://a:port", "nats://a b"] {
             assert!(parse_server(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn credentials_in_a_url_are_refused_and_not_repeated() {
-        for url in [
-            "nats://relay:hunter2@a:4222",
-            "nats://hunter2@a",
-            "nats://:hunter2@a",
-            "hunter2@a",
-            "http://hunter2@a",
-        ] {
+        for url in
+            ["nats://relay:hunter2@a:4222", "nats://hunter2@a", "nats://:hunter2@a", "hunter2@a", "http://hunter2@a"]
+        {
             let message = parse_server(url).expect_err(url);
             assert!(!message.contains("hunter2"), "{message}");
         }
@@ -298,9 +251,6 @@ mod tests {
         let config =
             config("user = 'hunter2'\npassword = 'hunter2'\ntoken = 'hunter2'\nnkey = 'hunter2'\ncreds = 'hunter2'");
         let printed = format!("{config:?}\n{}", toml::to_string(&config).expect("plain data"));
-        assert!(
-            printed.contains("[redacted]") && !printed.contains("hunter2"),
-            "{printed}"
-        );
+        assert!(printed.contains("[redacted]") && !printed.contains("hunter2"), "{printed}");
     }
 }

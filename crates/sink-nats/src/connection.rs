@@ -13,6 +13,7 @@ use std::{
 
 use async_nats::{
     Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, ServerError,
+    connection::State,
     jetstream::{self, context::ContextBuilder, message::PublishMessage, publish::PublishAck},
 };
 use hookgate_core::{
@@ -101,11 +102,7 @@ pub(crate) enum Link {
 
 impl Dialer {
     pub(crate) fn new(servers: Vec<ServerAddr>, access: Access, sink: SinkId) -> Self {
-        Self {
-            servers,
-            access: Arc::new(access),
-            sink,
-        }
+        Self { servers, access: Arc::new(access), sink }
     }
 
     /// The servers' URLs, for the operator.
@@ -137,10 +134,7 @@ impl Dialer {
                 return;
             }
             if told.replace(down.verdict) != Some(down.verdict) {
-                observer.observe(&Observation::SinkDown {
-                    sink: &self.sink,
-                    cause: &*down,
-                });
+                observer.observe(&Observation::SinkDown { sink: &self.sink, cause: &*down });
             }
             sleep(pause.mul_f64(fastrand::f64())).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -187,30 +181,16 @@ impl Dialer {
         let options = prepared
             .expect("reading files does not panic, and the runtime outlives its tasks")
             .map_err(|error| Disconnected::unprepared(&url, &error))?;
-        let client = options
-            .connect(server.clone())
-            .await
-            .map_err(|error| Disconnected::refused(&url, &error))?;
+        let client = options.connect(server.clone()).await.map_err(|error| Disconnected::refused(&url, &error))?;
         let nowhere: ServerAddr = NOWHERE.parse().expect("the constant is an address");
-        client
-            .set_server_pool(nowhere)
-            .await
-            .map_err(|_| Disconnected::lost(&url, None))?;
+        client.set_server_pool(nowhere).await.map_err(|_| Disconnected::lost(&url, None))?;
         hears_answers(&client, &signals, &url).await?;
         let jetstream = ContextBuilder::new()
             .timeout(NEVER)
             // The sink's bound is the only one: a permit of the library is held by a future of ours, and by nothing else.
             .max_ack_inflight(Semaphore::MAX_PERMITS)
             .build(client.clone());
-        Ok((
-            Live {
-                client,
-                jetstream,
-                server: url,
-                signals,
-            },
-            ending,
-        ))
+        Ok((Live { client, jetstream, server: url, signals }, ending))
     }
 }
 
@@ -226,18 +206,11 @@ fn replace(link: &watch::Sender<Link>, next: Link) -> bool {
 }
 
 /// The channels between the library's events and a connection.
-fn events() -> (
-    broadcast::Sender<Signal>,
-    Ending,
-    impl Fn(Event) -> future::Ready<()> + Send + Sync + 'static,
-) {
+fn events() -> (broadcast::Sender<Signal>, Ending, impl Fn(Event) -> future::Ready<()> + Send + Sync + 'static) {
     let (signals, _) = broadcast::channel(SIGNALS_MAX);
     let (alive, ended) = oneshot::channel();
     let complaint = Arc::new(Mutex::new(None));
-    let ending = Ending {
-        complaint: Arc::clone(&complaint),
-        ended,
-    };
+    let ending = Ending { complaint: Arc::clone(&complaint), ended };
     let to_those_in_flight = signals.clone();
     let on_event = move |event| {
         // It is dropped with this closure.
@@ -266,14 +239,9 @@ fn denial(words: &str) -> Option<Signal> {
     const SUBSCRIBE: &str = "Permissions Violation for Subscription to ";
     if let Some(subject) = words.strip_prefix(PUBLISH) {
         let subject = subject.split('"').next().unwrap_or_default();
-        return Some(Signal::PublishDenied {
-            subject: subject.into(),
-            words: words.into(),
-        });
+        return Some(Signal::PublishDenied { subject: subject.into(), words: words.into() });
     }
-    words
-        .starts_with(SUBSCRIBE)
-        .then(|| Signal::AnswersDenied { words: words.into() })
+    words.starts_with(SUBSCRIBE).then(|| Signal::AnswersDenied { words: words.into() })
 }
 
 /// Makes one round trip to a subject where nobody listens, so that a connection is up only if answers come back on it.
@@ -318,6 +286,7 @@ impl Live {
         stream: &Arc<str>,
         deadline: Deadline,
     ) -> Result<PublishAck, Cause> {
+        self.require_connected()?;
         let mut signals = self.signals.subscribe();
         let sending = self.jetstream.send_publish(subject.to_owned(), message);
         let sent = tokio::select! {
@@ -337,6 +306,7 @@ impl Live {
 
     /// Asks whether `stream` is there and takes messages.
     pub(crate) async fn look_up(&self, stream: &Arc<str>, deadline: Deadline) -> Result<(), Cause> {
+        self.require_connected()?;
         let mut signals = self.signals.subscribe();
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         let answer = tokio::select! {
@@ -350,14 +320,8 @@ impl Live {
             Err(error) => return Err(Cause::of_look_up(&error, stream, server)),
         };
         match (config.sealed, config.no_ack) {
-            (true, _) => Err(Cause::UnusableStream {
-                stream,
-                trouble: "is sealed and takes no message",
-            }),
-            (_, true) => Err(Cause::UnusableStream {
-                stream,
-                trouble: "has no_ack set and never acknowledges",
-            }),
+            (true, _) => Err(Cause::UnusableStream { stream, trouble: "is sealed and takes no message" }),
+            (_, true) => Err(Cause::UnusableStream { stream, trouble: "has no_ack set and never acknowledges" }),
             (false, false) => Ok(()),
         }
     }
@@ -374,6 +338,17 @@ impl Live {
         let _ = self.signals.send(Signal::Cut);
     }
 
+    /// The library marks the end of a connection a moment before its client is gone. What is handed to it in between is not
+    /// sent, but that could not be told from what was.
+    fn require_connected(&self) -> Result<(), Cause> {
+        match self.client.connection_state() {
+            State::Connected => Ok(()),
+            State::Pending | State::Disconnected => {
+                Err(Cause::Disconnected(Arc::new(Disconnected::lost(&self.server, None))))
+            }
+        }
+    }
+
     /// Waits for a signal that concerns `subject`; for ever, when none comes.
     async fn interruption(&self, signals: &mut broadcast::Receiver<Signal>, subject: &str) -> Cause {
         loop {
@@ -384,9 +359,7 @@ impl Live {
                 Ok(Signal::PublishDenied { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 // They may have been stored, and the server did say so.
                 Ok(Signal::AnswersDenied { .. } | Signal::Cut) => {
-                    return Cause::Broken {
-                        server: Arc::clone(&self.server),
-                    };
+                    return Cause::Broken { server: Arc::clone(&self.server) };
                 }
                 Err(broadcast::error::RecvError::Closed) => future::pending().await,
             }

@@ -39,11 +39,7 @@ pub struct ConnectError {
 
 impl ConnectError {
     pub(crate) fn new(sink: &SinkId, key: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self {
-            sink: sink.clone(),
-            key: key.into(),
-            source: source.into(),
-        }
+        Self { sink: sink.clone(), key: key.into(), source: source.into() }
     }
 }
 
@@ -56,38 +52,23 @@ pub(crate) struct Verdict {
 
 /// A failure before anything was sent, or after a clear refusal.
 const fn unavailable(reason: PublishReason) -> Verdict {
-    Verdict {
-        kind: PublishErrorKind::Unavailable,
-        reason,
-    }
+    Verdict { kind: PublishErrorKind::Unavailable, reason }
 }
 
 const fn throttled() -> Verdict {
-    Verdict {
-        kind: PublishErrorKind::Throttled,
-        reason: PublishReason::Throttled,
-    }
+    Verdict { kind: PublishErrorKind::Throttled, reason: PublishReason::Throttled }
 }
 
 const fn rejected(reason: PublishReason) -> Verdict {
-    Verdict {
-        kind: PublishErrorKind::Rejected,
-        reason,
-    }
+    Verdict { kind: PublishErrorKind::Rejected, reason }
 }
 
 const fn unknown(reason: PublishReason) -> Verdict {
-    Verdict {
-        kind: PublishErrorKind::Unknown,
-        reason,
-    }
+    Verdict { kind: PublishErrorKind::Unknown, reason }
 }
 
 const fn misconfigured(reason: PublishReason) -> Verdict {
-    Verdict {
-        kind: PublishErrorKind::Misconfigured,
-        reason,
-    }
+    Verdict { kind: PublishErrorKind::Misconfigured, reason }
 }
 
 /// Why there is no connection.
@@ -105,21 +86,13 @@ impl Disconnected {
     /// Before the first attempt has ended.
     pub(crate) fn not_yet(servers: &str) -> Self {
         let verdict = unavailable(PublishReason::ConnectionLost);
-        Self {
-            verdict,
-            action: format!("connecting to {servers}"),
-            words: "no answer yet".to_owned(),
-        }
+        Self { verdict, action: format!("connecting to {servers}"), words: "no answer yet".to_owned() }
     }
 
     /// An attempt to connect failed.
     pub(crate) fn refused(server: &str, error: &async_nats::ConnectError) -> Self {
         let words = root_cause(error).to_string();
-        Self::dialling(
-            server,
-            connect_verdict(error),
-            words.trim_start_matches("nats: ").to_owned(),
-        )
+        Self::dialling(server, connect_verdict(error), words.trim_start_matches("nats: ").to_owned())
     }
 
     /// The server let us in and then said this.
@@ -129,20 +102,12 @@ impl Disconnected {
 
     /// Nothing came in time.
     pub(crate) fn silent(server: &str) -> Self {
-        Self::dialling(
-            server,
-            unavailable(PublishReason::ConnectionLost),
-            "no answer in time".to_owned(),
-        )
+        Self::dialling(server, unavailable(PublishReason::ConnectionLost), "no answer in time".to_owned())
     }
 
     /// What we need for it cannot be used any more.
     pub(crate) fn unprepared(server: &str, error: &AccessError) -> Self {
-        let reason = if error.is_about_tls() {
-            PublishReason::Tls
-        } else {
-            PublishReason::Auth
-        };
+        let reason = if error.is_about_tls() { PublishReason::Tls } else { PublishReason::Auth };
         let words = match error.source() {
             Some(_) => format!("{error}: {}", root_cause(error)),
             None => error.to_string(),
@@ -154,11 +119,7 @@ impl Disconnected {
     pub(crate) fn lost(server: &str, words: Option<&str>) -> Self {
         let verdict = words.map_or(unavailable(PublishReason::ConnectionLost), server_verdict);
         let words = words.unwrap_or("it ended without a word").to_owned();
-        Self {
-            verdict,
-            action: format!("the connection to {server} is lost"),
-            words,
-        }
+        Self { verdict, action: format!("the connection to {server} is lost"), words }
     }
 
     /// Of two servers' refusals the one that tells the operator more: one that waiting does not mend.
@@ -170,11 +131,7 @@ impl Disconnected {
     }
 
     fn dialling(server: &str, verdict: Verdict, words: String) -> Self {
-        Self {
-            verdict,
-            action: format!("connect to {server}"),
-            words,
-        }
+        Self { verdict, action: format!("connect to {server}"), words }
     }
 }
 
@@ -196,11 +153,7 @@ pub(crate) enum Cause {
     #[error("stream {stream:?} answered")]
     Refused { stream: Arc<str>, source: jetstream::Error },
     #[error("subject {subject:?} goes to stream {stored_in:?}, not to {stream:?}")]
-    OtherStream {
-        subject: String,
-        stored_in: String,
-        stream: Arc<str>,
-    },
+    OtherStream { subject: String, stored_in: String, stream: Arc<str> },
     #[error("stream {stream:?} calls the message a duplicate of none: it may not be stored")]
     DuplicateOfNothing { stream: Arc<str> },
     #[error("the answer is no acknowledgement: {words}")]
@@ -254,9 +207,7 @@ impl Cause {
     /// The library's refusal to send.
     pub(crate) fn of_sending(error: &NatsPublishError, subject: &str, server: &Arc<str>) -> Self {
         let words = root_cause(error).to_string();
-        let channel_closed = error
-            .source()
-            .is_some_and(|source| !source.is::<async_nats::SubjectError>());
+        let channel_closed = error.source().is_some_and(|source| !source.is::<async_nats::SubjectError>());
         match error.kind() {
             NatsPublishErrorKind::MaxPayloadExceeded => Self::TooLarge { words },
             NatsPublishErrorKind::TimedOut => Self::NotSent,
@@ -264,9 +215,7 @@ impl Cause {
             NatsPublishErrorKind::Other if channel_closed => {
                 Self::Disconnected(Arc::new(Disconnected::lost(server, None)))
             }
-            NatsPublishErrorKind::Other => Self::NotASubject {
-                subject: subject.to_owned(),
-            },
+            NatsPublishErrorKind::Other => Self::NotASubject { subject: subject.to_owned() },
             _ => Self::Library { words },
         }
     }
@@ -274,25 +223,14 @@ impl Cause {
     /// An answer that is no acknowledgement.
     pub(crate) fn of_answer(error: &NatsPublishError, subject: &str, stream: &Arc<str>, server: &Arc<str>) -> Self {
         match error.kind() {
-            NatsPublishErrorKind::StreamNotFound => Self::NoResponders {
-                subject: subject.to_owned(),
-                stream: Arc::clone(stream),
-            },
-            NatsPublishErrorKind::BrokenPipe => Self::Broken {
-                server: Arc::clone(server),
-            },
+            NatsPublishErrorKind::StreamNotFound => {
+                Self::NoResponders { subject: subject.to_owned(), stream: Arc::clone(stream) }
+            }
+            NatsPublishErrorKind::BrokenPipe => Self::Broken { server: Arc::clone(server) },
             NatsPublishErrorKind::TimedOut => Self::NoAnswer,
-            _ => match error
-                .source()
-                .and_then(|source| source.downcast_ref::<jetstream::Error>())
-            {
-                Some(source) => Self::Refused {
-                    stream: Arc::clone(stream),
-                    source: source.clone(),
-                },
-                None => Self::NotAnAck {
-                    words: root_cause(error).to_string(),
-                },
+            _ => match error.source().and_then(|source| source.downcast_ref::<jetstream::Error>()) {
+                Some(source) => Self::Refused { stream: Arc::clone(stream), source: source.clone() },
+                None => Self::NotAnAck { words: root_cause(error).to_string() },
             },
         }
     }
@@ -314,7 +252,7 @@ impl Cause {
                     // Without JetStream nobody listens for its requests.
                     Some(RequestErrorKind::NoResponders) => Self::NoJetStream { server },
                     Some(RequestErrorKind::TimedOut) => Self::NoAnswer,
-                    _ => Self::Broken { server },
+                    _ => Self::Disconnected(Arc::new(Disconnected::lost(&server, None))),
                 }
             }
         }
@@ -354,21 +292,13 @@ impl Cause {
 pub(crate) fn position(ack: PublishAck, subject: &str, stream: &Arc<str>) -> Result<Position, Cause> {
     let stream = Arc::clone(stream);
     if ack.stream != *stream {
-        return Err(Cause::OtherStream {
-            subject: subject.to_owned(),
-            stored_in: ack.stream,
-            stream,
-        });
+        return Err(Cause::OtherStream { subject: subject.to_owned(), stored_in: ack.stream, stream });
     }
     // Streams count from 1.
     if ack.sequence == 0 {
         return Err(Cause::DuplicateOfNothing { stream });
     }
-    Ok(Position {
-        place: stream,
-        offset: ack.sequence,
-        duplicate: ack.duplicate,
-    })
+    Ok(Position { place: stream, offset: ack.sequence, duplicate: ack.duplicate })
 }
 
 /// What JetStream's refusal of a publish means.
@@ -409,12 +339,8 @@ fn jetstream_verdict(code: ErrorCode) -> Verdict {
 ///
 /// Source: nats-server `server/errors.go`; NATS documentation, "NATS Protocol", `+OK/ERR`.
 fn server_verdict(words: &str) -> Verdict {
-    const REFUSES_US: [&str; 4] = [
-        "authorization violation",
-        "permissions violation",
-        "authentication expired",
-        "authentication revoked",
-    ];
+    const REFUSES_US: [&str; 4] =
+        ["authorization violation", "permissions violation", "authentication expired", "authentication revoked"];
     let lower = words.to_ascii_lowercase();
     let says = |part: &str| lower.contains(part);
     if REFUSES_US.iter().any(|part| says(part)) {
@@ -449,9 +375,7 @@ fn io_verdict(error: &async_nats::ConnectError) -> Verdict {
     if let Some(complaint) = source.and_then(|source| source.downcast_ref::<ServerError>()) {
         return server_verdict(&complaint.to_string());
     }
-    let inner = source
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .and_then(io::Error::get_ref);
+    let inner = source.and_then(|source| source.downcast_ref::<io::Error>()).and_then(io::Error::get_ref);
     match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(tls) => tls_verdict(tls),
         None => unavailable(PublishReason::ConnectionLost),
@@ -479,11 +403,7 @@ fn tls_verdict(error: &rustls::Error) -> Verdict {
         ),
         _ => false,
     };
-    if for_good {
-        misconfigured(PublishReason::Tls)
-    } else {
-        unavailable(PublishReason::Tls)
-    }
+    if for_good { misconfigured(PublishReason::Tls) } else { unavailable(PublishReason::Tls) }
 }
 
 /// The error at the bottom of the chain, which says what happened; those above it only repeat it.

@@ -99,11 +99,7 @@ impl Sink for NatsSink {
     }
 
     fn probe(&self, deadline: Deadline) -> BoxFuture<'_, Result<(), PublishError>> {
-        Box::pin(async move {
-            self.look_up_stream(deadline)
-                .await
-                .map_err(|cause| cause.into_error(&self.id))
-        })
+        Box::pin(async move { self.look_up_stream(deadline).await.map_err(|cause| cause.into_error(&self.id)) })
     }
 
     fn close(&self, deadline: Deadline) -> BoxFuture<'_, ()> {
@@ -127,14 +123,10 @@ impl NatsSink {
     async fn publish_to_stream(&self, message: &Message, deadline: Deadline) -> Result<Receipt, Cause> {
         let _in_flight = InFlight::enter(&self.in_flight);
         let Target::Subject(subject) = &message.leg.target else {
-            return Err(Cause::NotASubject {
-                subject: message.leg.target.to_string(),
-            });
+            return Err(Cause::NotASubject { subject: message.leg.target.to_string() });
         };
         let headers = headers(message, &self.stream)?;
-        let outbound = PublishMessage::build()
-            .payload(message.event.body.clone())
-            .headers(headers);
+        let outbound = PublishMessage::build().payload(message.event.body.clone()).headers(headers);
         let mut pauses = PAUSES_FOR_A_LEADER.into_iter();
         let ack = loop {
             let live = self.live()?;

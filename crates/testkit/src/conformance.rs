@@ -162,10 +162,7 @@ impl Metadata {
     /// What a consumer must find beside the body of `message`.
     pub fn of(message: &Message) -> Self {
         let event = &message.event;
-        let since_epoch = event
-            .received_at
-            .duration_since(UNIX_EPOCH)
-            .expect("tests run after 1970");
+        let since_epoch = event.received_at.duration_since(UNIX_EPOCH).expect("tests run after 1970");
         let owned = |pairs: &[(Arc<str>, String)]| {
             let pair = |(name, value): &(Arc<str>, String)| (name.to_string(), value.clone());
             pairs.iter().map(pair).collect()
@@ -192,21 +189,13 @@ impl Metadata {
     pub fn from_headers<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut left = BTreeMap::new();
         for (name, value) in headers {
-            assert_eq!(
-                left.insert(name.to_owned(), value.to_owned()),
-                None,
-                "the header {name} is there twice"
-            );
+            assert_eq!(left.insert(name.to_owned(), value.to_owned()), None, "the header {name} is there twice");
         }
         let mut take = |name: &str| left.remove(name);
         assert_eq!(take("ce-specversion").as_deref(), Some("1.0"));
         let mut twin = |own: &str, cloud_event: &str| {
             let value = take(own).unwrap_or_else(|| panic!("the header {own} is missing"));
-            assert_eq!(
-                take(cloud_event).as_ref(),
-                Some(&value),
-                "{cloud_event} says what {own} says"
-            );
+            assert_eq!(take(cloud_event).as_ref(), Some(&value), "{cloud_event} says what {own} says");
             value
         };
         let source = unescaped(&twin("hookgate-source", "ce-source"));
@@ -242,10 +231,7 @@ fn whole_milliseconds(span: Duration) -> Duration {
 }
 
 fn unescaped(value: &str) -> String {
-    percent_decode_str(value)
-        .decode_utf8()
-        .expect("escapes make UTF-8")
-        .into_owned()
+    percent_decode_str(value).decode_utf8().expect("escapes make UTF-8").into_owned()
 }
 
 /// A sink with its layers, at work.
@@ -271,14 +257,7 @@ impl Way {
 
     fn through(sink: Arc<dyn Sink>, id: SinkId, target: Target, seen: Arc<Recorder>, layer: Layer) -> Self {
         let publisher = Publisher::new(id.clone(), Arc::clone(&sink), IN_FLIGHT_MAX, seen.clone());
-        Self {
-            layer,
-            id,
-            target,
-            sink,
-            publisher: Arc::new(publisher),
-            seen,
-        }
+        Self { layer, id, target, sink, publisher: Arc::new(publisher), seen }
     }
 
     async fn publish(&self, message: &Message, deadline: Deadline) -> Result<Receipt, PublishError> {
@@ -297,9 +276,7 @@ const CASE_LIMIT: Duration = Duration::from_secs(120);
 /// # Panics
 /// When they differ, or the case hangs.
 pub async fn hold_to_declaration(name: &str, inapplicable: &[&str], case: impl Future<Output = Verdict>) {
-    let verdict = tokio::time::timeout(CASE_LIMIT, case)
-        .await
-        .unwrap_or_else(|_| panic!("{name} hangs"));
+    let verdict = tokio::time::timeout(CASE_LIMIT, case).await.unwrap_or_else(|_| panic!("{name} hangs"));
     match (verdict, inapplicable.contains(&name)) {
         (Ok(()), false) | (Err(_), true) => {}
         (Ok(()), true) => panic!("{name} is declared inapplicable, and it holds: remove it from the list"),

@@ -70,9 +70,7 @@ impl TestEvent {
             received_at: SystemTime::now(),
             route: "test-route".to_owned(),
         };
-        event
-            .header("authorization", &format!("Bearer {TOKEN}"))
-            .header(ID_HEADER, id)
+        event.header("authorization", &format!("Bearer {TOKEN}")).header(ID_HEADER, id)
     }
 
     /// With this body.
@@ -85,9 +83,7 @@ impl TestEvent {
     /// With one more request header. Any text that can stand in one, UTF-8 included.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        let name = name
-            .parse()
-            .unwrap_or_else(|error| panic!("header name {name:?}: {error}"));
+        let name = name.parse().unwrap_or_else(|error| panic!("header name {name:?}: {error}"));
         let value = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|error| panic!("header {name}: {error}"));
         self.headers.push((name, value));
         self
@@ -174,11 +170,7 @@ impl TestEvent {
     pub fn event(&self) -> Arc<Authenticated<Event>> {
         let source = self.source();
         let request = source.verify(self.request()).expect("the request carries the token");
-        Arc::new(
-            source
-                .identify(request)
-                .unwrap_or_else(|malformed| panic!("{malformed}")),
-        )
+        Arc::new(source.identify(request).unwrap_or_else(|malformed| panic!("{malformed}")))
     }
 
     /// The event, addressed to `target` in `sink`.
@@ -198,15 +190,10 @@ impl TestEvent {
             Target::Subject(subject) => json!({ "sink": sink.name(), "subject": subject }),
         };
         let to: Vec<Value> = targets.iter().map(destination).collect();
-        let sinks = [SinkDeclaration {
-            id: sink.clone(),
-            addressing,
-        }];
+        let sinks = [SinkDeclaration { id: sink.clone(), addressing }];
         let router = self.router(&sinks, &json!([{ "name": self.route, "to": to }]));
         let event = self.event();
-        let Routed::To(plan) = router.plan(&event) else {
-            panic!("the route takes every event")
-        };
+        let Routed::To(plan) = router.plan(&event) else { panic!("the route takes every event") };
         plan.messages(&event).collect()
     }
 
@@ -215,10 +202,7 @@ impl TestEvent {
     /// Everything else is a default, and public: change it before use.
     pub fn pipeline(&self, sinks: &[Arc<FakeSink>], routes: &Value, observer: &Arc<dyn Observer>) -> Pipeline {
         const IN_FLIGHT_MAX: usize = 1024;
-        let declare = |sink: &Arc<FakeSink>| SinkDeclaration {
-            id: sink.id().clone(),
-            addressing: sink.addressing(),
-        };
+        let declare = |sink: &Arc<FakeSink>| SinkDeclaration { id: sink.id().clone(), addressing: sink.addressing() };
         let publisher = |sink: &Arc<FakeSink>| {
             let (id, sink) = (sink.id().clone(), Arc::clone(sink) as Arc<dyn Sink>);
             Arc::new(Publisher::new(id, sink, IN_FLIGHT_MAX, Arc::clone(observer)))
@@ -237,11 +221,7 @@ impl TestEvent {
     fn router(&self, sinks: &[SinkDeclaration], routes: &Value) -> Router {
         let routes: Vec<_> = serde_json::from_value(routes.clone()).unwrap_or_else(|error| panic!("routes: {error}"));
         let attributes: Vec<String> = self.attributes.keys().cloned().collect();
-        let names = Names {
-            sinks,
-            sources: &[SOURCE.to_owned()],
-            attributes: &attributes,
-        };
+        let names = Names { sinks, sources: &[SOURCE.to_owned()], attributes: &attributes };
         Router::compile(&routes, &UnroutedConfig::default(), &names)
             .unwrap_or_else(|problems| panic!("routes: {problems:?}"))
     }
@@ -265,10 +245,7 @@ mod tests {
         assert_eq!(&event.body[..], r#"{"who":"Zoë"}"#.as_bytes());
         assert_eq!(event.content_type.as_deref(), Some("application/json"));
         assert_eq!(event.forwarded_headers, [("x-kept".into(), "yes".to_owned())]);
-        assert_eq!(
-            (event.attribute("job"), event.attribute("who")),
-            (Some("nightly"), Some("Zoë"))
-        );
+        assert_eq!((event.attribute("job"), event.attribute("who")), (Some("nightly"), Some("Zoë")));
         assert_eq!(&*event.event_type, "run.finished");
     }
 
@@ -276,13 +253,7 @@ mod tests {
     fn one_event_can_go_to_several_targets_of_one_sink() {
         let targets = ["a.b", "a.c"].map(|subject| Target::Subject(subject.to_owned()));
         let messages = TestEvent::new("1").to_each(&SinkId::new(0, "s"), &targets);
-        assert_eq!(
-            messages
-                .iter()
-                .map(|message| message.leg.target.clone())
-                .collect::<Vec<_>>(),
-            targets
-        );
+        assert_eq!(messages.iter().map(|message| message.leg.target.clone()).collect::<Vec<_>>(), targets);
         assert_ne!(messages[0].broker_id(), messages[1].broker_id());
     }
 }

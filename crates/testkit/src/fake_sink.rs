@@ -84,12 +84,7 @@ impl FakeSink {
             stored: Vec::new(),
             closed: false,
         };
-        Arc::new(Self {
-            id,
-            addressing,
-            deduplicates,
-            state: Mutex::new(state),
-        })
+        Arc::new(Self { id, addressing, deduplicates, state: Mutex::new(state) })
     }
 
     /// Gives these answers to the next attempts, in this order.
@@ -152,19 +147,12 @@ impl FakeSink {
     fn store(&self, message: &Message) -> Receipt {
         let mut state = self.state();
         let id = message.broker_id();
-        let known = state
-            .stored
-            .iter()
-            .position(|stored| self.deduplicates && stored.broker_id() == id);
+        let known = state.stored.iter().position(|stored| self.deduplicates && stored.broker_id() == id);
         let offset = known.unwrap_or(state.stored.len());
         if known.is_none() {
             state.stored.push(message.clone());
         }
-        let position = Position {
-            place: "memory".into(),
-            offset: offset as u64,
-            duplicate: known.is_some(),
-        };
+        let position = Position { place: "memory".into(), offset: offset as u64, duplicate: known.is_some() };
         Receipt::acknowledged(message, position)
     }
 
@@ -199,9 +187,7 @@ impl FakeSink {
 
 impl Sink for FakeSink {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            deduplicates: self.deduplicates,
-        }
+        Capabilities { deduplicates: self.deduplicates }
     }
 
     fn publish<'a>(&'a self, message: &'a Message, _: Deadline) -> BoxFuture<'a, Result<Receipt, PublishError>> {
@@ -258,10 +244,7 @@ mod tests {
         let message = TestEvent::new("1").to(sink.id(), &Target::Whole);
         let failed = sink.publish(&message, soon()).await.expect_err("told to fail");
         assert_eq!(failed.kind, PublishErrorKind::Throttled);
-        assert!(
-            soon().bound(sink.publish(&message, soon())).await.is_err(),
-            "told to hang"
-        );
+        assert!(soon().bound(sink.publish(&message, soon())).await.is_err(), "told to hang");
         assert_eq!((sink.attempted().len(), sink.stored().len()), (2, 1));
         let receipt = sink.publish(&message, soon()).await.expect("the script is over");
         assert_eq!(receipt.position().offset, 1, "it does not deduplicate");

@@ -25,10 +25,7 @@ pub struct Response {
 impl Response {
     /// The first header of that name, in any letter case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The body as text.
@@ -97,10 +94,7 @@ impl Connection {
         // Each drip is to leave at once and by itself.
         stream.set_nodelay(true)?;
         let (read, write) = stream.into_split();
-        Ok(Connection {
-            read: BufReader::new(read),
-            write,
-        })
+        Ok(Connection { read: BufReader::new(read), write })
     }
 
     /// Sends some bytes and no more: a part of a request, or several requests.
@@ -150,11 +144,7 @@ impl Connection {
 
     async fn exchange(&mut self, bytes: &[u8]) -> io::Result<Response> {
         let Connection { read, write } = self;
-        let body = if bytes.starts_with(b"HEAD ") {
-            Body::Never
-        } else {
-            Body::AsDeclared
-        };
+        let body = if bytes.starts_with(b"HEAD ") { Body::Never } else { Body::AsDeclared };
         let answer = async {
             loop {
                 let response = read_response(read, body).await?;
@@ -185,10 +175,7 @@ enum Body {
 async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
-        Err(_) => Err(io::Error::new(
-            ErrorKind::TimedOut,
-            format!("not done within {limit:?}"),
-        )),
+        Err(_) => Err(io::Error::new(ErrorKind::TimedOut, format!("not done within {limit:?}"))),
     }
 }
 
@@ -200,20 +187,14 @@ async fn read_response(read: &mut BufReader<OwnedReadHalf>, body: Body) -> io::R
         .and_then(|digits| digits.parse().ok())
         .ok_or_else(|| invalid(format!("status line {status_line:?}")))?;
     let headers = read_headers(read).await?;
-    let mut response = Response {
-        status,
-        headers,
-        body: Vec::new(),
-    };
+    let mut response = Response { status, headers, body: Vec::new() };
     if body == Body::Never || matches!(status, 100..200 | 204 | 304) {
         return Ok(response);
     }
     response.body = match (response.header("transfer-encoding"), response.header("content-length")) {
         (Some("chunked"), None) => read_chunks(read).await?,
         (None, Some(length)) => {
-            let length = length
-                .parse()
-                .map_err(|_| invalid(format!("Content-Length {length:?}")))?;
+            let length = length.parse().map_err(|_| invalid(format!("Content-Length {length:?}")))?;
             read_exactly(read, length).await?
         }
         (None, None) => {
@@ -222,9 +203,7 @@ async fn read_response(read: &mut BufReader<OwnedReadHalf>, body: Body) -> io::R
             body
         }
         (Some(coding), length) => {
-            return Err(invalid(format!(
-                "Transfer-Encoding {coding:?} with Content-Length {length:?}"
-            )));
+            return Err(invalid(format!("Transfer-Encoding {coding:?} with Content-Length {length:?}")));
         }
     };
     Ok(response)
@@ -237,9 +216,7 @@ async fn read_headers(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Vec<(St
         if line.is_empty() {
             return Ok(headers);
         }
-        let (name, value) = line
-            .split_once(':')
-            .ok_or_else(|| invalid(format!("header line {line:?}")))?;
+        let (name, value) = line.split_once(':').ok_or_else(|| invalid(format!("header line {line:?}")))?;
         headers.push((name.to_owned(), value.trim_matches([' ', '\t']).to_owned()));
     }
 }
@@ -276,10 +253,7 @@ async fn read_line(read: &mut BufReader<OwnedReadHalf>) -> io::Result<String> {
         Some(line) => Ok(String::from_utf8_lossy(line).into_owned()),
         None if line.is_empty() => Err(io::Error::new(ErrorKind::UnexpectedEof, "closed without an answer")),
         None if line.ends_with(b"\n") => Err(invalid("a line ends without CR".to_owned())),
-        None => Err(io::Error::new(
-            ErrorKind::UnexpectedEof,
-            "closed in the midst of an answer",
-        )),
+        None => Err(io::Error::new(ErrorKind::UnexpectedEof, "closed in the midst of an answer")),
     }
 }
 
@@ -319,10 +293,7 @@ mod tests {
     #[test]
     fn a_request_carries_host_and_length_unless_told_otherwise() {
         let plain = request("POST", "/in?a=b", &[("X-A", "1")], b"\x00\xff");
-        assert_eq!(
-            plain,
-            b"POST /in?a=b HTTP/1.1\r\nHost: localhost\r\nX-A: 1\r\nContent-Length: 2\r\n\r\n\x00\xff"
-        );
+        assert_eq!(plain, b"POST /in?a=b HTTP/1.1\r\nHost: localhost\r\nX-A: 1\r\nContent-Length: 2\r\n\r\n\x00\xff");
         let lying = request("POST", "/", &[("host", "h"), ("content-length", "9")], b"x");
         assert_eq!(lying, b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nx");
         let chunked = request("POST", "/", &[("Transfer-Encoding", "chunked")], b"0\r\n\r\n");
@@ -333,10 +304,7 @@ mod tests {
     async fn a_body_of_known_length_is_read() {
         let response = answered("HTTP/1.1 503 Busy\r\nretry-After:  7 \r\nContent-Length: 2\r\n\r\n{}more").await;
         let response = response.expect("an answer");
-        assert_eq!(
-            (response.status, response.header("Retry-After"), response.text()),
-            (503, Some("7"), "{}")
-        );
+        assert_eq!((response.status, response.header("Retry-After"), response.text()), (503, Some("7"), "{}"));
         assert_eq!(response.json(), serde_json::json!({}));
     }
 
@@ -364,21 +332,11 @@ mod tests {
         for (answer, kind) in [
             ("", ErrorKind::UnexpectedEof),
             ("HTTP/1.1 20", ErrorKind::UnexpectedEof),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc",
-                ErrorKind::UnexpectedEof,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", ErrorKind::UnexpectedEof),
             ("SMTP\r\n", ErrorKind::InvalidData),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-                ErrorKind::InvalidData,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", ErrorKind::InvalidData),
         ] {
-            assert_eq!(
-                answered(answer).await.expect_err("a broken answer").kind(),
-                kind,
-                "{answer:?}"
-            );
+            assert_eq!(answered(answer).await.expect_err("a broken answer").kind(), kind, "{answer:?}");
         }
     }
 
@@ -405,10 +363,7 @@ mod tests {
         let mut connection = Connection::open(("127.0.0.1", port)).await.expect("the server accepts");
         connection.send(b"GET").await.expect("the server reads");
         connection.send(b" / ").await.expect("the server reads");
-        let early = connection
-            .receive(Duration::from_millis(20))
-            .await
-            .expect_err("no answer to half a request");
+        let early = connection.receive(Duration::from_millis(20)).await.expect_err("no answer to half a request");
         assert_eq!(early.kind(), ErrorKind::TimedOut);
         connection.send(b"HT").await.expect("the server reads");
         assert_eq!(serving.await.expect("the server serves"), b"GET / HT");

@@ -37,12 +37,7 @@ pub struct NatsConfig {
 
 impl Default for NatsConfig {
     fn default() -> NatsConfig {
-        NatsConfig {
-            max_payload: 1024 * 1024,
-            access: NatsAccess::Open,
-            tls: None,
-            extra: String::new(),
-        }
+        NatsConfig { max_payload: 1024 * 1024, access: NatsAccess::Open, tls: None, extra: String::new() }
     }
 }
 
@@ -98,12 +93,7 @@ impl NatsServer {
         let port = process::free_port();
         write_config(&dir, port, &config);
         let process = boot(&dir, port).await;
-        NatsServer {
-            config,
-            port,
-            process,
-            dir,
-        }
+        NatsServer { config, port, process, dir }
     }
 
     /// The port, the same for life.
@@ -176,10 +166,7 @@ impl NatsServer {
         wait_until(LIMIT, "nats-server has reloaded its configuration", async || {
             let log = self.process.log();
             let news = &log[read..];
-            assert!(
-                !news.contains("Failed to reload server configuration"),
-                "nats-server did not reload:\n{news}"
-            );
+            assert!(!news.contains("Failed to reload server configuration"), "nats-server did not reload:\n{news}");
             news.contains("Reloaded server configuration")
         })
         .await;
@@ -197,10 +184,7 @@ async fn boot(dir: &TempDir, port: u16) -> Process {
     let mut process = Process::spawn("nats-server", command, dir.path());
     wait_until(LIMIT, "nats-server greets a client", async || {
         if let Some(status) = process.exit_status() {
-            panic!(
-                "nats-server ended while it started ({status}); its log:\n{}",
-                process.log()
-            );
+            panic!("nats-server ended while it started ({status}); its log:\n{}", process.log());
         }
         greets(port).await
     })
@@ -218,10 +202,7 @@ fn write_config(dir: &TempDir, port: u16, config: &NatsConfig) {
     let jetstream = json!({
         "store_dir": dir.path(), "max_memory_store": 256 * 1024 * 1024, "max_file_store": 1024 * 1024 * 1024,
     });
-    let mut lines = format!(
-        "listen: {listen}\njetstream: {jetstream}\nmax_payload: {}\n",
-        config.max_payload
-    );
+    let mut lines = format!("listen: {listen}\njetstream: {jetstream}\nmax_payload: {}\n", config.max_payload);
     if let Some(authorization) = authorization(&config.access) {
         lines.push_str(&format!("authorization: {authorization}\n"));
     }
@@ -265,40 +246,24 @@ mod tests {
 
     async fn store_one(server: &NatsServer) {
         let mut wire = server.wire().await;
-        wire.create_stream(&json!({ "name": "HOOKS", "subjects": ["hooks.>"] }))
-            .await;
+        wire.create_stream(&json!({ "name": "HOOKS", "subjects": ["hooks.>"] })).await;
         wire.publish("hooks.a", &[("Nats-Msg-Id", "1")], b"kept").await;
     }
 
     async fn stored_payloads(server: &NatsServer) -> Vec<bytes::Bytes> {
-        server
-            .wire()
-            .await
-            .read_stream("HOOKS")
-            .await
-            .into_iter()
-            .map(|message| message.payload)
-            .collect()
+        server.wire().await.read_stream("HOOKS").await.into_iter().map(|message| message.payload).collect()
     }
 
     /// The INFO line that a client gets, as JSON.
     async fn info(server: &NatsServer) -> Value {
-        let stream = TcpStream::connect(("127.0.0.1", server.port()))
-            .await
-            .expect("the server accepts clients");
+        let stream = TcpStream::connect(("127.0.0.1", server.port())).await.expect("the server accepts clients");
         let mut line = String::new();
-        BufReader::new(stream)
-            .read_line(&mut line)
-            .await
-            .expect("the server greets");
+        BufReader::new(stream).read_line(&mut line).await.expect("the server greets");
         serde_json::from_str(line.trim_start_matches("INFO ")).expect("INFO is JSON")
     }
 
     fn open_with(max_payload: u32) -> NatsConfig {
-        NatsConfig {
-            max_payload,
-            ..NatsConfig::default()
-        }
+        NatsConfig { max_payload, ..NatsConfig::default() }
     }
 
     #[tokio::test]
@@ -351,18 +316,11 @@ mod tests {
     async fn every_kind_of_access_lets_the_testkit_in_and_a_stranger_not() {
         let nkey = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
         for access in [
-            NatsAccess::Password {
-                user: "relay".to_owned(),
-                password: "pa\"ss\\ $x".to_owned(),
-            },
+            NatsAccess::Password { user: "relay".to_owned(), password: "pa\"ss\\ $x".to_owned() },
             NatsAccess::Token("t0ken".to_owned()),
             NatsAccess::Nkey(nkey.to_owned()),
         ] {
-            let server = NatsServer::start(NatsConfig {
-                access: access.clone(),
-                ..NatsConfig::default()
-            })
-            .await;
+            let server = NatsServer::start(NatsConfig { access: access.clone(), ..NatsConfig::default() }).await;
             store_one(&server).await;
             let url = server.url();
             let stranger = tokio::spawn(async move { NatsWire::connect(&url).await });
@@ -384,16 +342,9 @@ mod tests {
         fs::write(&tls.cert, made.cert.pem()).expect("the certificate can be written");
         fs::write(&tls.key, made.signing_key.serialize_pem()).expect("the key can be written");
 
-        let mut server = NatsServer::start(NatsConfig {
-            tls: Some(tls),
-            ..NatsConfig::default()
-        })
-        .await;
+        let mut server = NatsServer::start(NatsConfig { tls: Some(tls), ..NatsConfig::default() }).await;
         let greeting = info(&server).await;
-        assert_eq!(
-            (&greeting["tls_required"], &greeting["tls_verify"]),
-            (&json!(true), &json!(true))
-        );
+        assert_eq!((&greeting["tls_required"], &greeting["tls_verify"]), (&json!(true), &json!(true)));
         server.stop().await;
         server.reconfigure(NatsConfig::default()).await;
         server.restart().await;
@@ -403,11 +354,7 @@ mod tests {
     #[tokio::test]
     async fn extra_lines_reach_the_server() {
         let extra = "server_name: \"extra\"".to_owned();
-        let server = NatsServer::start(NatsConfig {
-            extra,
-            ..NatsConfig::default()
-        })
-        .await;
+        let server = NatsServer::start(NatsConfig { extra, ..NatsConfig::default() }).await;
         assert_eq!(info(&server).await["server_name"], "extra");
         assert!(server.log().contains("Server is ready"));
     }

@@ -43,10 +43,7 @@ pub struct StoredMessage {
 impl StoredMessage {
     /// The first header of that name. NATS header names are case-sensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -77,11 +74,7 @@ impl NatsWire {
             loop {
                 match read_line(&mut stream).await?.as_str() {
                     "PONG" => {
-                        return Ok(NatsWire {
-                            stream,
-                            inbox,
-                            requests: 0,
-                        });
+                        return Ok(NatsWire { stream, inbox, requests: 0 });
                     }
                     // The server may ask first.
                     "PING" => stream.write_all(b"PONG\r\n").await?,
@@ -117,11 +110,7 @@ impl NatsWire {
     /// Every message a stream holds, in order.
     pub async fn read_stream(&mut self, stream: &str) -> Vec<StoredMessage> {
         let info = self.stream_info(stream).await;
-        let state = |key: &str| {
-            info["state"][key]
-                .as_u64()
-                .unwrap_or_else(|| panic!("no state.{key} in {info}"))
-        };
+        let state = |key: &str| info["state"][key].as_u64().unwrap_or_else(|| panic!("no state.{key} in {info}"));
         if state("messages") == 0 {
             return Vec::new();
         }
@@ -139,11 +128,7 @@ impl NatsWire {
         if reply["error"]["err_code"] == NO_MESSAGE_FOUND {
             return None;
         }
-        assert!(
-            reply["error"].is_null(),
-            "{call} of {sequence} failed: {}",
-            reply["error"]
-        );
+        assert!(reply["error"].is_null(), "{call} of {sequence} failed: {}", reply["error"]);
         Some(stored_message(&reply["message"]))
     }
 
@@ -151,18 +136,12 @@ impl NatsWire {
     pub async fn publish(&mut self, subject: &str, headers: &[(&str, &str)], payload: &[u8]) -> u64 {
         let ack = self.request(subject, headers, payload).await;
         let ack: Value = serde_json::from_slice(&ack).expect("a publish acknowledgement is JSON");
-        ack["seq"]
-            .as_u64()
-            .unwrap_or_else(|| panic!("{subject} was not stored: {ack}"))
+        ack["seq"].as_u64().unwrap_or_else(|| panic!("{subject} was not stored: {ack}"))
     }
 
     /// Calls `$JS.API.<call>` and returns the reply, be it an error or not.
     pub async fn try_api(&mut self, call: &str, request: &Value) -> Value {
-        let payload = if request.is_null() {
-            Vec::new()
-        } else {
-            request.to_string().into_bytes()
-        };
+        let payload = if request.is_null() { Vec::new() } else { request.to_string().into_bytes() };
         let reply = self.request(&format!("$JS.API.{call}"), &[], &payload).await;
         serde_json::from_slice(&reply).unwrap_or_else(|error| panic!("{call} answered no JSON: {error}"))
     }
@@ -193,10 +172,7 @@ impl NatsWire {
                         }
                         // A header block with a status and no payload: nobody listens there.
                         let answered = !headers.starts_with("NATS/1.0 503");
-                        assert!(
-                            answered,
-                            "nobody answers on {subject:?}: no stream takes it, or JetStream is off"
-                        );
+                        assert!(answered, "nobody answers on {subject:?}: no stream takes it, or JetStream is off");
                         return Ok(payload);
                     }
                     ["-ERR", ..] => panic!("the broker refuses {subject:?}: {line}"),
@@ -226,9 +202,7 @@ enum Credentials<'a> {
 }
 
 fn split_url(url: &str) -> (Credentials<'_>, &str) {
-    let rest = url
-        .strip_prefix("nats://")
-        .unwrap_or_else(|| panic!("{url} does not begin with nats://"));
+    let rest = url.strip_prefix("nats://").unwrap_or_else(|| panic!("{url} does not begin with nats://"));
     let Some((who, address)) = rest.rsplit_once('@') else {
         return (Credentials::None, rest);
     };
@@ -259,10 +233,7 @@ fn packet(subject: &str, reply_to: &str, headers: &[(&str, &str)], payload: &[u8
     let mut packet = if headers.is_empty() {
         format!("PUB {subject} {reply_to} {}\r\n", payload.len()).into_bytes()
     } else {
-        let lines: String = headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}\r\n"))
-            .collect();
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let block = format!("{HEADER_VERSION}\r\n{lines}\r\n");
         let total = block.len() + payload.len();
         format!("HPUB {subject} {reply_to} {} {total}\r\n{block}", block.len()).into_bytes()
@@ -294,10 +265,7 @@ async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
     let mut line = Vec::new();
     stream.read_until(b'\n', &mut line).await?;
     if !line.ends_with(b"\r\n") {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the broker closed the connection",
-        ));
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the broker closed the connection"));
     }
     line.truncate(line.len() - 2);
     Ok(String::from_utf8_lossy(&line).into_owned())
@@ -307,16 +275,11 @@ async fn read_line(stream: &mut BufReader<TcpStream>) -> io::Result<String> {
 fn stored_message(message: &Value) -> StoredMessage {
     let decode = |key: &str| {
         let text = message[key].as_str().unwrap_or_default();
-        STANDARD
-            .decode(text)
-            .unwrap_or_else(|error| panic!("`{key}` is not base64 ({error}): {message}"))
+        STANDARD.decode(text).unwrap_or_else(|error| panic!("`{key}` is not base64 ({error}): {message}"))
     };
     let block = String::from_utf8(decode("hdrs")).expect("stored headers are UTF-8");
     StoredMessage {
-        subject: message["subject"]
-            .as_str()
-            .expect("a stored message has a subject")
-            .to_owned(),
+        subject: message["subject"].as_str().expect("a stored message has a subject").to_owned(),
         headers: parse_headers(&block),
         payload: decode("data").into(),
         sequence: message["seq"].as_u64().expect("a stored message has a sequence"),
@@ -326,16 +289,11 @@ fn stored_message(message: &Value) -> StoredMessage {
 fn parse_headers(block: &str) -> Vec<(String, String)> {
     let mut lines = block.split("\r\n");
     let version = lines.next().unwrap_or_default();
-    assert!(
-        block.is_empty() || version == HEADER_VERSION,
-        "headers begin with {version:?}"
-    );
+    assert!(block.is_empty() || version == HEADER_VERSION, "headers begin with {version:?}");
     lines
         .filter(|line| !line.is_empty())
         .map(|line| {
-            let (name, value) = line
-                .split_once(':')
-                .unwrap_or_else(|| panic!("no colon in header {line:?}"));
+            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("no colon in header {line:?}"));
             (name.to_owned(), value.strip_prefix(' ').unwrap_or(value).to_owned())
         })
         .collect()
@@ -358,8 +316,7 @@ mod tests {
     async fn hooks() -> (NatsServer, NatsWire) {
         let server = NatsServer::start(NatsConfig::default()).await;
         let mut wire = server.wire().await;
-        wire.create_stream(&json!({ "name": "HOOKS", "subjects": ["hooks.>"] }))
-            .await;
+        wire.create_stream(&json!({ "name": "HOOKS", "subjects": ["hooks.>"] })).await;
         (server, wire)
     }
 
@@ -367,22 +324,14 @@ mod tests {
     async fn headers_and_payload_come_back_as_they_were_sent() {
         let (server, mut wire) = hooks().await;
         let payload: Vec<u8> = (0..=255).collect();
-        let headers = [
-            ("Nats-Msg-Id", "a 1"),
-            ("ce-Type", "x:y"),
-            ("ce-Type", " two blanks first"),
-            ("empty", ""),
-        ];
+        let headers = [("Nats-Msg-Id", "a 1"), ("ce-Type", "x:y"), ("ce-Type", " two blanks first"), ("empty", "")];
         wire.publish("hooks.a", &headers, &payload).await;
 
         let stored = read_stream(&server.access_url(), "HOOKS").await;
         assert_eq!(stored.len(), 1);
         assert_eq!((stored[0].subject.as_str(), stored[0].sequence), ("hooks.a", 1));
         assert_eq!(stored[0].payload, payload);
-        assert_eq!(
-            stored[0].headers,
-            headers.map(|(name, value)| (name.to_owned(), value.to_owned()))
-        );
+        assert_eq!(stored[0].headers, headers.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(stored[0].header("Nats-Msg-Id"), Some("a 1"));
         assert_eq!(stored[0].header("nats-msg-id"), None);
     }
@@ -391,12 +340,8 @@ mod tests {
     async fn a_message_without_headers_and_payload_is_read_too() {
         let (_server, mut wire) = hooks().await;
         wire.publish("hooks.a", &[], b"").await;
-        let expected = StoredMessage {
-            subject: "hooks.a".to_owned(),
-            headers: vec![],
-            payload: Bytes::new(),
-            sequence: 1,
-        };
+        let expected =
+            StoredMessage { subject: "hooks.a".to_owned(), headers: vec![], payload: Bytes::new(), sequence: 1 };
         assert_eq!(wire.read_stream("HOOKS").await, [expected]);
     }
 
@@ -415,12 +360,7 @@ mod tests {
             wire.publish(subject, &[], b"x").await;
         }
         wire.api("STREAM.MSG.DELETE.HOOKS", &json!({ "seq": 2 })).await;
-        let sequences: Vec<u64> = wire
-            .read_stream("HOOKS")
-            .await
-            .iter()
-            .map(|message| message.sequence)
-            .collect();
+        let sequences: Vec<u64> = wire.read_stream("HOOKS").await.iter().map(|message| message.sequence).collect();
         assert_eq!(sequences, [1, 3]);
     }
 
@@ -432,10 +372,7 @@ mod tests {
         assert_eq!(wire.read_stream("HOOKS").await, []);
         assert_eq!(wire.stream_info("HOOKS").await["state"]["last_seq"], 1);
         wire.delete_stream("HOOKS").await;
-        assert_eq!(
-            wire.try_api("STREAM.INFO.HOOKS", &Value::Null).await["error"]["code"],
-            404
-        );
+        assert_eq!(wire.try_api("STREAM.INFO.HOOKS", &Value::Null).await["error"]["code"], 404);
     }
 
     #[tokio::test]

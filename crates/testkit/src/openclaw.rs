@@ -24,10 +24,7 @@ pub struct Capture {
 impl Capture {
     /// The first header of that name, in any letter case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The raw request again, sent to `path` (with its query) on `host` with `token` as its bearer token. All other
@@ -56,11 +53,7 @@ pub fn captures() -> Vec<Capture> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/openclaw");
     let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
     let mut paths: Vec<PathBuf> = entries
-        .map(|entry| {
-            entry
-                .unwrap_or_else(|error| panic!("list {}: {error}", dir.display()))
-                .path()
-        })
+        .map(|entry| entry.unwrap_or_else(|error| panic!("list {}: {error}", dir.display())).path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "http"))
         .collect();
     paths.sort();
@@ -98,18 +91,10 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Capture, String> {
             Ok((name.to_owned(), value.to_owned()))
         })
         .collect::<Result<Vec<_>, String>>()?;
-    let capture = Capture {
-        name: name.to_owned(),
-        request_line,
-        headers,
-        body,
-    };
+    let capture = Capture { name: name.to_owned(), request_line, headers, body };
     let length = capture.header("content-length").ok_or("no content-length")?;
     if length != capture.body.len().to_string() {
-        return Err(format!(
-            "content-length is {length}, the body has {} bytes",
-            capture.body.len()
-        ));
+        return Err(format!("content-length is {length}, the body has {} bytes", capture.body.len()));
     }
     Ok(capture)
 }
@@ -128,12 +113,7 @@ mod tests {
         assert_eq!(captures.len(), 32);
         for capture in captures {
             assert!(capture.request_line.starts_with("POST /"), "{}", capture.name);
-            assert_eq!(
-                capture.header("content-type"),
-                Some("application/json"),
-                "{}",
-                capture.name
-            );
+            assert_eq!(capture.header("content-type"), Some("application/json"), "{}", capture.name);
             let body: Value = serde_json::from_slice(&capture.body).expect("the body is JSON");
             assert!(body.is_object(), "{}", capture.name);
         }
@@ -143,21 +123,13 @@ mod tests {
     fn the_captures_span_five_releases() {
         let names: Vec<String> = captures().into_iter().map(|capture| capture.name).collect();
         let releases: BTreeSet<&str> = names.iter().filter_map(|name| name.split('-').next()).collect();
-        assert_eq!(
-            releases,
-            BTreeSet::from(["2026.2.17", "2026.3.31", "2026.5.28", "2026.7.35", "2026.9.6"])
-        );
+        assert_eq!(releases, BTreeSet::from(["2026.2.17", "2026.3.31", "2026.5.28", "2026.7.35", "2026.9.6"]));
     }
 
     #[test]
     fn no_capture_holds_a_token() {
         for capture in captures() {
-            assert_eq!(
-                capture.header("authorization"),
-                Some("Bearer <token:18-bytes>"),
-                "{}",
-                capture.name
-            );
+            assert_eq!(capture.header("authorization"), Some("Bearer <token:18-bytes>"), "{}", capture.name);
             if let Some((_, query)) = capture.request_line.split_once("?token=") {
                 assert_eq!(query, "QUERYTOKEN HTTP/1.1", "{}", capture.name);
             }
@@ -172,16 +144,9 @@ mod tests {
 
         assert_eq!(again.request_line, "POST /openclaw/webhook?x=1 HTTP/1.1");
         assert_eq!(again.body, capture.body);
-        let changed: Vec<_> = again
-            .headers
-            .iter()
-            .filter(|header| !capture.headers.contains(header))
-            .collect();
+        let changed: Vec<_> = again.headers.iter().filter(|header| !capture.headers.contains(header)).collect();
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(
-            changed,
-            [&pair("host", "relay.test"), &pair("Authorization", "Bearer s3cret")]
-        );
+        assert_eq!(changed, [&pair("host", "relay.test"), &pair("Authorization", "Bearer s3cret")]);
         let names = |capture: &Capture| capture.headers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&again), names(&capture));
     }
@@ -190,10 +155,7 @@ mod tests {
     fn a_damaged_file_is_noticed() {
         let good = capture("2026.9.6-failure-alert-1").request_to("/", "h", "t");
         let with_newline = [good.as_slice(), b"\n"].concat();
-        assert_eq!(
-            parse("x", &with_newline),
-            Err("content-length is 198, the body has 199 bytes".to_owned())
-        );
+        assert_eq!(parse("x", &with_newline), Err("content-length is 198, the body has 199 bytes".to_owned()));
         let unix_lines = String::from_utf8(good).expect("text").replace("\r\n", "\n");
         assert!(parse("x", unix_lines.as_bytes()).is_err());
     }

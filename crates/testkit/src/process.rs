@@ -56,11 +56,7 @@ impl Process {
             .stderr(err)
             .spawn()
             .unwrap_or_else(|error| panic!("start {name} ({}): {error}", command.get_program().display()));
-        Process {
-            name: name.to_owned(),
-            child,
-            log_path,
-        }
+        Process { name: name.to_owned(), child, log_path }
     }
 
     /// The process id.
@@ -70,9 +66,7 @@ impl Process {
 
     /// How it ended, or `None` while it runs (a paused process runs).
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child
-            .try_wait()
-            .unwrap_or_else(|error| panic!("look after {}: {error}", self.name))
+        self.child.try_wait().unwrap_or_else(|error| panic!("look after {}: {error}", self.name))
     }
 
     /// Waits until it has ended by itself or from a signal.
@@ -148,11 +142,7 @@ impl Drop for Process {
         if thread::panicking()
             && let Ok(log) = fs::read(&self.log_path)
         {
-            eprintln!(
-                "--- end of the log of {}:\n{}",
-                self.name,
-                last_lines(&String::from_utf8_lossy(&log))
-            );
+            eprintln!("--- end of the log of {}:\n{}", self.name, last_lines(&String::from_utf8_lossy(&log)));
         }
     }
 }

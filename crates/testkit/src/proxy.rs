@@ -73,19 +73,11 @@ impl FaultProxy {
             listener: Some(listen(port).await),
             port,
             upstream: upstream.into().into(),
-            setting: watch::Sender::new(Setting {
-                mode: ProxyMode::Pass,
-                since: 0,
-            }),
+            setting: watch::Sender::new(Setting { mode: ProxyMode::Pass, since: 0 }),
             connections: JoinSet::new(),
             counts: counts.clone(),
         };
-        FaultProxy {
-            port,
-            orders,
-            counts,
-            acceptor: tokio::spawn(acceptor.run(inbox)),
-        }
+        FaultProxy { port, orders, counts, acceptor: tokio::spawn(acceptor.run(inbox)) }
     }
 
     /// The port to connect to, the same for life.
@@ -120,10 +112,7 @@ impl FaultProxy {
 
     async fn order(&self, order: impl FnOnce(oneshot::Sender<()>) -> Order) {
         let (done, carried_out) = oneshot::channel();
-        self.orders
-            .send(order(done))
-            .await
-            .expect("the acceptor lives as long as the proxy");
+        self.orders.send(order(done)).await.expect("the acceptor lives as long as the proxy");
         carried_out.await.expect("the acceptor carries out every order");
     }
 }
@@ -199,12 +188,7 @@ impl Acceptor {
     }
 
     async fn set_mode(&mut self, mode: ProxyMode) {
-        self.setting.send_modify(|setting| {
-            *setting = Setting {
-                mode,
-                since: setting.since + 1,
-            }
-        });
+        self.setting.send_modify(|setting| *setting = Setting { mode, since: setting.since + 1 });
         if mode == ProxyMode::Refuse {
             self.listener = None;
             self.connections.shutdown().await;
@@ -238,10 +222,7 @@ struct CutOnDrop {
 
 impl CutOnDrop {
     fn new(stream: TcpStream) -> CutOnDrop {
-        CutOnDrop {
-            stream,
-            ended_in_order: false,
-        }
+        CutOnDrop { stream, ended_in_order: false }
     }
 }
 
@@ -255,9 +236,7 @@ impl Drop for CutOnDrop {
 }
 
 async fn listen(port: u16) -> TcpListener {
-    TcpListener::bind(("127.0.0.1", port))
-        .await
-        .unwrap_or_else(|error| panic!("listen on port {port}: {error}"))
+    TcpListener::bind(("127.0.0.1", port)).await.unwrap_or_else(|error| panic!("listen on port {port}: {error}"))
 }
 
 /// The next client; none ever comes where nothing listens.
@@ -276,35 +255,17 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 /// Carries one connection until both directions have ended, or one of them has failed or is to be cut.
 async fn carry(mut client: CutOnDrop, upstream: &str, mut setting: watch::Receiver<Setting>, number: u64) {
     // A black hole accepts even while there is no upstream.
-    if setting
-        .wait_for(|setting| setting.mode != ProxyMode::BlackHole)
-        .await
-        .is_err()
-    {
+    if setting.wait_for(|setting| setting.mode != ProxyMode::BlackHole).await.is_err() {
         return;
     }
     let Ok(mut server) = connect(upstream).await else {
         return;
     };
-    let budget = Mutex::new(Budget {
-        number,
-        since: 0,
-        left: u64::MAX,
-    });
+    let budget = Mutex::new(Budget { number, since: 0, left: u64::MAX });
     let (client_read, client_write) = client.stream.split();
     let (server_read, server_write) = server.split();
-    let up = Gate {
-        way: Way::Up,
-        to: server_write,
-        setting: setting.clone(),
-        budget: &budget,
-    };
-    let down = Gate {
-        way: Way::Down,
-        to: client_write,
-        setting,
-        budget: &budget,
-    };
+    let up = Gate { way: Way::Up, to: server_write, setting: setting.clone(), budget: &budget };
+    let down = Gate { way: Way::Down, to: client_write, setting, budget: &budget };
     let ended = tokio::try_join!(forward(client_read, up), forward(server_read, down));
     client.ended_in_order = ended.is_ok();
 }
@@ -342,15 +303,7 @@ async fn read_ahead(mut from: ReadHalf<'_>, chunks: mpsc::Sender<Chunk>) {
         let read = from.read_buf(&mut buffer).await.map(|_| buffer.freeze());
         let last = !matches!(&read, Ok(bytes) if !bytes.is_empty());
         // The gate is gone when it has failed; its error counts.
-        if chunks
-            .send(Chunk {
-                read,
-                at: Instant::now(),
-            })
-            .await
-            .is_err()
-            || last
-        {
+        if chunks.send(Chunk { read, at: Instant::now() }).await.is_err() || last {
             return;
         }
     }
@@ -406,11 +359,7 @@ impl Gate<'_> {
         if setting.mode == ProxyMode::SwallowReplies && self.way == Way::Down {
             return Ok(());
         }
-        let spent = self
-            .budget
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .spend(setting, self.way, bytes.len());
+        let spent = self.budget.lock().unwrap_or_else(PoisonError::into_inner).spend(setting, self.way, bytes.len());
         match spent {
             Spent::Within => self.to.write_all(bytes).await,
             Spent::Last(allowed) => {

@@ -52,11 +52,7 @@ impl fmt::Display for Line<'_> {
             Observation::ConnectionClosed => f.write_str("connection_closed"),
             Observation::AcceptFailed { error } => write!(f, "accept_failed error={error}"),
             Observation::RequestStarted => f.write_str("request_started"),
-            Observation::RequestFinished {
-                source,
-                status,
-                elapsed: _,
-            } => {
+            Observation::RequestFinished { source, status, elapsed: _ } => {
                 write!(f, "request_finished source={} status={status}", Or(*source))
             }
             Observation::RequestRejected { source, reason } => {
@@ -65,36 +61,18 @@ impl fmt::Display for Line<'_> {
             Observation::EventReceived { source, body_bytes } => {
                 write!(f, "event_received source={source} body_bytes={body_bytes}")
             }
-            Observation::EventFinished {
-                source,
-                event,
-                outcome,
-                elapsed: _,
-                cause,
-            } => {
+            Observation::EventFinished { source, event, outcome, elapsed: _, cause } => {
                 let (id, outcome) = (Or(event.map(|event| &event.id)), outcome.label());
-                write!(
-                    f,
-                    "event_finished source={source} event={id} outcome={outcome} cause={}",
-                    Or(*cause)
-                )
+                write!(f, "event_finished source={source} event={id} outcome={outcome} cause={}", Or(*cause))
             }
             Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
             Observation::PublishStarted { sink } => write!(f, "publish_started sink={sink}"),
-            Observation::PublishAttempted {
-                sink,
-                result,
-                elapsed: _,
-            } => {
+            Observation::PublishAttempted { sink, attempt: _, result, elapsed: _ } => {
                 write!(f, "publish_attempted sink={sink} result={}", result.label())
             }
             Observation::PublishFinished { sink, error, required } => {
                 let error = error.map(|error| Chain(error).to_string());
-                write!(
-                    f,
-                    "publish_finished sink={sink} error={} required={required}",
-                    Or(error)
-                )
+                write!(f, "publish_finished sink={sink} error={} required={required}", Or(error))
             }
             Observation::SinkUp { sink } => write!(f, "sink_up sink={sink}"),
             Observation::SinkDown { sink, cause } => write!(f, "sink_down sink={sink} cause={cause}"),
@@ -131,15 +109,8 @@ mod tests {
         let sink = SinkId::new(0, "events");
         recorder.observe(&Observation::SinkUp { sink: &sink });
         let (result, elapsed) = (AttemptResult::Acked, std::time::Duration::from_secs(1));
-        recorder.observe(&Observation::PublishAttempted {
-            sink: &sink,
-            result,
-            elapsed,
-        });
-        assert_eq!(
-            recorder.lines(),
-            ["sink_up sink=events", "publish_attempted sink=events result=acked"]
-        );
+        recorder.observe(&Observation::PublishAttempted { sink: &sink, attempt: 1, result, elapsed });
+        assert_eq!(recorder.lines(), ["sink_up sink=events", "publish_attempted sink=events result=acked"]);
         assert_eq!(recorder.count("publish_"), 1);
         recorder.clear();
         assert!(recorder.lines().is_empty());

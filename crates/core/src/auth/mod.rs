@@ -77,10 +77,7 @@ impl<T> Authenticated<T> {
 
     /// Derives another value that the same proof covers.
     pub(crate) fn try_map<U, E>(self, derive: impl FnOnce(T) -> Result<U, E>) -> Result<Authenticated<U>, E> {
-        Ok(Authenticated {
-            value: derive(self.value)?,
-            proof: self.proof,
-        })
+        Ok(Authenticated { value: derive(self.value)?, proof: self.proof })
     }
 }
 
@@ -184,10 +181,7 @@ impl Serialize for VerifyConfig {
 #[derive(Debug)]
 enum Scheme {
     Bearer(Vec<Arc<SecretSlot>>),
-    Query {
-        param: String,
-        tokens: Vec<Arc<SecretSlot>>,
-    },
+    Query { param: String, tokens: Vec<Arc<SecretSlot>> },
 }
 
 impl Scheme {
@@ -195,17 +189,11 @@ impl Scheme {
         match self {
             Self::Bearer(tokens) => {
                 let token = token::bearer(&request.headers)?;
-                Ok(Proof {
-                    scheme: "bearer",
-                    secret: token::find(token.as_bytes(), tokens)?,
-                })
+                Ok(Proof { scheme: "bearer", secret: token::find(token.as_bytes(), tokens)? })
             }
             Self::Query { param, tokens } => {
                 let token = token::query(request.query.as_deref(), param)?;
-                Ok(Proof {
-                    scheme: "query",
-                    secret: token::find(token.as_bytes(), tokens)?,
-                })
+                Ok(Proof { scheme: "query", secret: token::find(token.as_bytes(), tokens)? })
             }
         }
     }
@@ -226,37 +214,24 @@ impl Verifier {
     pub fn compile(config: &[VerifyConfig], resolve: &mut ResolveSecret<'_>) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         if config.is_empty() {
-            problems.push(Problem::new(
-                "",
-                "is empty: a source without verification would take events from anybody",
-            ));
+            problems.push(Problem::new("", "is empty: a source without verification would take events from anybody"));
         }
         let mut alternatives = Vec::new();
         for (place, alternative) in config.iter().enumerate() {
             let schemes: Vec<(String, &SchemeConfig)> = match alternative {
                 VerifyConfig::One(scheme) => vec![(format!("[{place}]"), scheme)],
-                VerifyConfig::All(schemes) => schemes
-                    .iter()
-                    .enumerate()
-                    .map(|(inner, scheme)| (format!("[{place}][{inner}]"), scheme))
-                    .collect(),
+                VerifyConfig::All(schemes) => {
+                    schemes.iter().enumerate().map(|(inner, scheme)| (format!("[{place}][{inner}]"), scheme)).collect()
+                }
             };
             if schemes.is_empty() {
-                problems.push(Problem::new(
-                    format!("[{place}]"),
-                    "is an empty list, which anybody would satisfy",
-                ));
+                problems.push(Problem::new(format!("[{place}]"), "is an empty list, which anybody would satisfy"));
             }
-            let compiled = schemes
-                .into_iter()
-                .filter_map(|(key, scheme)| compile_scheme(&key, scheme, resolve, &mut problems));
+            let compiled =
+                schemes.into_iter().filter_map(|(key, scheme)| compile_scheme(&key, scheme, resolve, &mut problems));
             alternatives.push(compiled.collect());
         }
-        if problems.is_empty() {
-            Ok(Self { alternatives })
-        } else {
-            Err(problems)
-        }
+        if problems.is_empty() { Ok(Self { alternatives }) } else { Err(problems) }
     }
 
     /// Proves who sent `request`. All live secrets are tried in constant time.
@@ -275,10 +250,7 @@ impl Verifier {
             }
             match proof {
                 Ok(proof) => {
-                    return Ok(Authenticated {
-                        value: unverified.request,
-                        proof,
-                    });
+                    return Ok(Authenticated { value: unverified.request, proof });
                 }
                 Err(failure) => furthest = furthest.max(failure),
             }
@@ -296,10 +268,7 @@ fn compile_scheme(
     let found_before = problems.len();
     let (SchemeConfig::Bearer { secrets } | SchemeConfig::Query { secrets, .. }) = scheme;
     if secrets.is_empty() {
-        problems.push(Problem::new(
-            format!("{key}.secrets"),
-            "is empty: with no secret nothing can be verified",
-        ));
+        problems.push(Problem::new(format!("{key}.secrets"), "is empty: with no secret nothing can be verified"));
     }
     let mut slots = Vec::new();
     for (place, reference) in secrets.iter().enumerate() {
@@ -312,15 +281,10 @@ fn compile_scheme(
         SchemeConfig::Bearer { .. } => Scheme::Bearer(slots),
         SchemeConfig::Query { param, .. } => {
             if param.is_empty() {
-                problems.push(Problem::new(
-                    format!("{key}.param"),
-                    "is empty; name the query parameter, like \"token\"",
-                ));
+                problems
+                    .push(Problem::new(format!("{key}.param"), "is empty; name the query parameter, like \"token\""));
             }
-            Scheme::Query {
-                param: param.clone(),
-                tokens: slots,
-            }
+            Scheme::Query { param: param.clone(), tokens: slots }
         }
     };
     (problems.len() == found_before).then_some(scheme)

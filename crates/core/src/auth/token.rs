@@ -19,10 +19,7 @@ pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, AuthFailure> {
         return Err(AuthFailure::Repeated);
     }
     let value = std::str::from_utf8(value.as_bytes()).map_err(|_| AuthFailure::Malformed)?;
-    let (word, token) = value
-        .trim_matches([' ', '\t'])
-        .split_once(' ')
-        .ok_or(AuthFailure::Malformed)?;
+    let (word, token) = value.trim_matches([' ', '\t']).split_once(' ').ok_or(AuthFailure::Malformed)?;
     let token = token.trim_start_matches(' ');
     if !word.eq_ignore_ascii_case("bearer") || token.is_empty() {
         return Err(AuthFailure::Malformed);

@@ -178,10 +178,7 @@ mod tests {
     }
 
     fn memory(entries: usize) -> Memory {
-        Memory::new(&DedupConfig {
-            window: Duration::from_secs(60),
-            memory_entries: entries,
-        })
+        Memory::new(&DedupConfig { window: Duration::from_secs(60), memory_entries: entries })
     }
 
     fn accept(memory: &Memory, key: EventKey) {
@@ -204,9 +201,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_in_flight_is_never_evicted() {
         let memory = memory(SHARDS);
-        let Found::Nothing { owner } = memory.try_claim(key(0)) else {
-            panic!("fresh")
-        };
+        let Found::Nothing { owner } = memory.try_claim(key(0)) else { panic!("fresh") };
         (1..10_000).for_each(|number| accept(&memory, key(number)));
         assert!(memory.len() <= SHARDS + 1, "bounded: {}", memory.len());
         assert!(matches!(memory.try_claim(key(0)), Found::InFlight(_)));
@@ -217,13 +212,9 @@ mod tests {
     #[tokio::test]
     async fn a_stale_owner_neither_settles_nor_releases_the_claim_of_another() {
         let memory = memory(1000);
-        let Found::Nothing { owner: stale } = memory.try_claim(key(1)) else {
-            panic!("fresh")
-        };
+        let Found::Nothing { owner: stale } = memory.try_claim(key(1)) else { panic!("fresh") };
         memory.release(key(1), stale);
-        let Found::Nothing { owner } = memory.try_claim(key(1)) else {
-            panic!("released")
-        };
+        let Found::Nothing { owner } = memory.try_claim(key(1)) else { panic!("released") };
         memory.commit(key(1), stale);
         memory.release(key(1), stale);
         assert!(matches!(memory.try_claim(key(1)), Found::InFlight(_)));

@@ -34,10 +34,7 @@ pub struct DedupConfig {
 
 impl Default for DedupConfig {
     fn default() -> Self {
-        Self {
-            window: Duration::from_secs(24 * 60 * 60),
-            memory_entries: 200_000,
-        }
+        Self { window: Duration::from_secs(24 * 60 * 60), memory_entries: 200_000 }
     }
 }
 
@@ -70,11 +67,7 @@ impl Claimed {
     /// # Panics
     /// When `handoff` is another event's.
     pub fn settle(mut self, handoff: &Handoff) -> Accepted {
-        assert_eq!(
-            handoff.event(),
-            self.key,
-            "a claim is settled by the handoff of its own event"
-        );
+        assert_eq!(handoff.event(), self.key, "a claim is settled by the handoff of its own event");
         self.memory.commit(self.key, self.owner);
         self.settled = true;
         Accepted::new(AcceptedAs::Delivered, self.event.clone())
@@ -124,13 +117,7 @@ impl Memory {
         match self.try_claim(event.key) {
             memory::Found::Nothing { owner } => {
                 let memory = Arc::clone(self);
-                Claim::Fresh(Claimed {
-                    memory,
-                    key: event.key,
-                    event: id,
-                    owner,
-                    settled: false,
-                })
+                Claim::Fresh(Claimed { memory, key: event.key, event: id, owner, settled: false })
             }
             memory::Found::InFlight(ended) => Claim::InFlight(Twin { ended }),
             memory::Found::Accepted => Claim::Duplicate(Duplicate { event: id }),

@@ -26,10 +26,7 @@ impl Condition {
 
     /// Parses `attr.status == "error" && source == "openclaw"`.
     pub(super) fn parse(text: &str, names: &Names<'_>) -> Result<Self, String> {
-        let mut rest = Cursor {
-            whole: text,
-            rest: text,
-        };
+        let mut rest = Cursor { whole: text, rest: text };
         let mut equalities = Vec::new();
         loop {
             let subject = rest.subject(names)?;
@@ -38,10 +35,7 @@ impl Condition {
             if let Subject::Source = subject
                 && !names.sources.contains(&value)
             {
-                return Err(format!(
-                    "there is no source {value:?}; known: {}",
-                    names.sources.join(", ")
-                ));
+                return Err(format!("there is no source {value:?}; known: {}", names.sources.join(", ")));
             }
             equalities.push((subject, value));
             if rest.at_end() {
@@ -94,10 +88,8 @@ impl Cursor<'_> {
 
     fn subject(&mut self, names: &Names<'_>) -> Result<Subject, String> {
         self.rest = self.rest.trim_start();
-        let end = self
-            .rest
-            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.')
-            .unwrap_or(self.rest.len());
+        let end =
+            self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '.').unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         let subject = match (word, word.strip_prefix("attr.")) {
             ("source", _) => Subject::Source,
@@ -143,14 +135,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Condition, String> {
         let (sources, attributes) = (["openclaw".to_owned()], ["status".to_owned()]);
-        Condition::parse(
-            text,
-            &Names {
-                sinks: &[],
-                sources: &sources,
-                attributes: &attributes,
-            },
-        )
+        Condition::parse(text, &Names { sinks: &[], sources: &sources, attributes: &attributes })
     }
 
     #[test]
@@ -171,14 +156,8 @@ mod tests {
             ("source == openclaw", "expected a string in quotes at column 11"),
             ("source == \"openclaw\" || type == \"x\"", "expected && at column 22"),
             ("source == \"openclaw", "no closing quote"),
-            (
-                "source == \"opneclaw\"",
-                "there is no source \"opneclaw\"; known: openclaw",
-            ),
-            (
-                "attr.state == \"x\"",
-                "no source has an attribute \"state\"; known: status",
-            ),
+            ("source == \"opneclaw\"", "there is no source \"opneclaw\"; known: openclaw"),
+            ("attr.state == \"x\"", "no source has an attribute \"state\"; known: status"),
         ] {
             let message = parse(text).expect_err(text);
             assert!(message.contains(hint), "{text}: {message}");

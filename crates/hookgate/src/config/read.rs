@@ -81,8 +81,11 @@ impl<'a> Reader<'a> {
         match child(self.root, name) {
             None => Some(Vec::new()),
             Some(Value::Array(_, list)) => {
-                let items: Vec<Option<T>> =
-                    list.iter().enumerate().map(|(place, value)| self.value(&format!("{name}[{place}]"), value)).collect();
+                let items: Vec<Option<T>> = list
+                    .iter()
+                    .enumerate()
+                    .map(|(place, value)| self.value(&format!("{name}[{place}]"), value))
+                    .collect();
                 items.into_iter().collect()
             }
             Some(_) => {

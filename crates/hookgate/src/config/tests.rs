@@ -114,7 +114,8 @@ fn the_shipped_config_is_good() {
 #[test]
 fn no_mistake_makes_an_error_show_a_secret() {
     let secrets = "secrets = [{ env = \"OPENCLAW_TOKEN\" }]";
-    for mistake in ["secrets = \"hunter2\"", "secrets = [[\"hunter2\"]]", "secrets = [\"hunter2]", "secrets = hunter2"] {
+    for mistake in ["secrets = \"hunter2\"", "secrets = [[\"hunter2\"]]", "secrets = [\"hunter2]", "secrets = hunter2"]
+    {
         let found = load_text(&GOOD.replace(secrets, mistake), &[]).expect_err(mistake).to_string();
         assert!(!found.contains("hunter2"), "{found}");
         assert!(found.contains("verify") || found.contains("line"), "and says where: {found}");

@@ -103,7 +103,7 @@ impl Health {
     }
 
     fn age_ms(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+        super::millis(self.begun.elapsed())
     }
 
     fn set(&self, sink: &SinkId, up: bool, cause: Option<String>) {

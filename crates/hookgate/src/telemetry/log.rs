@@ -66,9 +66,10 @@ impl Observer for Log {
     fn observe(&self, observation: &Observation<'_>) {
         match observation {
             Observation::EventFinished { source, event, outcome, elapsed, cause } => {
-                let (event_id, event_type) = (event.map(|event| event.id.as_str()), event.map(|event| &*event.event_type));
+                let (event_id, event_type) =
+                    (event.map(|event| event.id.as_str()), event.map(|event| &*event.event_type));
                 let (outcome, failed) = (outcome.label(), *outcome == Outcome::Failed);
-                let (elapsed_ms, cause) = (elapsed.as_millis(), cause.map(tracing::field::display));
+                let (elapsed_ms, cause) = (millis(*elapsed), cause.map(tracing::field::display));
                 if failed {
                     tracing::error!(%source, event_id, outcome, elapsed_ms, "a defect stopped an event; it is not remembered");
                 } else {
@@ -79,7 +80,9 @@ impl Observer for Log {
                 let source = source.map_or("unknown", |source| source.name());
                 tracing::debug!(source, reason = reason.label(), "request refused");
             }
-            Observation::PublishFinished { sink, error: Some(error), required } => self.publish_failed(sink, error, *required),
+            Observation::PublishFinished { sink, error: Some(error), required } => {
+                self.publish_failed(sink, error, *required)
+            }
             Observation::SinkUp { sink } => tracing::info!(%sink, "sink is up"),
             Observation::SinkDown { sink, cause } => tracing::warn!(%sink, %cause, "sink is down"),
             Observation::SinkNotice { sink, message, detail } => tracing::warn!(%sink, %detail, "{message}"),
@@ -105,6 +108,11 @@ impl Observer for Log {
     }
 }
 
+/// Whole milliseconds, as a number that every log format shows as one.
+pub(crate) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Lets one through in a while and counts the rest.
 #[derive(Default)]
 struct Limiter {
@@ -116,7 +124,6 @@ struct Limiter {
 impl Limiter {
     /// `Some` with the number of those held back since the last that passed.
     fn pass(&self, now: Duration) -> Option<u64> {
-        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let next = self.next_ms.load(Ordering::Relaxed);
         let after = millis(now + WARNING_INTERVAL);
         let passes = millis(now) >= next

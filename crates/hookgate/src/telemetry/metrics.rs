@@ -1,24 +1,34 @@
 //! Metrics for Prometheus. Every series is made at the start, so that the first failure is an increase from zero, and
 //! every handle is kept, so that an event costs additions and no label formatting.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
 
 use hookgate_core::{
     event::{SinkId, SourceId},
     observe::{AttemptResult, DedupResult, Observation, Observer, Outcome, Rejection},
 };
-use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Status codes that hookgate answers with, 499 standing for a client that was gone before its answer.
 const CODES: [u16; 12] = [200, 400, 401, 404, 405, 408, 413, 422, 499, 500, 503, 504];
+
+/// Answers by whose doing they are; the last takes what is in no other.
+const ANSWERS: [(RangeInclusive<u16>, &str); 4] =
+    [(200..=299, "accepted"), (499..=499, "client_gone"), (400..=499, "refused"), (500..=599, "failed")];
 
 /// The label of requests to a path that is nobody's.
 const UNKNOWN_SOURCE: &str = "unknown";
 
 const SECONDS_TO_ANSWER: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const SECONDS_TO_PUBLISH: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
-const BODY_BYTES: &[f64] = &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+const BODY_BYTES: &[f64] =
+    &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
 pub(super) struct Metrics {
     recorder: PrometheusRecorder,
@@ -44,7 +54,7 @@ struct Series {
 
 struct SourceMetrics {
     requests: Vec<Counter>,
-    request_seconds: Histogram,
+    request_seconds: Vec<Histogram>,
     rejections: Vec<Counter>,
     received: Counter,
     outcomes: Vec<Counter>,
@@ -58,10 +68,11 @@ struct SinkMetrics {
     attempts: Vec<Counter>,
     attempt_seconds: Histogram,
     in_flight: Gauge,
+    retries: Counter,
     failures: Counter,
     best_effort_failures: Counter,
     up: Gauge,
-    reconnects: Counter,
+    connects: Counter,
     last_success: Gauge,
 }
 
@@ -134,14 +145,12 @@ impl SourceMetrics {
     fn new(source: &str) -> Self {
         let source = source.to_owned();
         let outcome = |outcome: &Outcome| counter!("hookgate_events_total", "source" => source.clone(), "outcome" => outcome.label());
-        let rejection = |reason: &Rejection| {
-            counter!("hookgate_http_rejections_total", "source" => source.clone(), "reason" => reason.label())
-        };
-        let request =
-            |code: &u16| counter!("hookgate_http_requests_total", "source" => source.clone(), "code" => code.to_string());
+        let rejection = |reason: &Rejection| counter!("hookgate_http_rejections_total", "source" => source.clone(), "reason" => reason.label());
+        let seconds = |outcome: &'static str| histogram!("hookgate_http_request_duration_seconds", "source" => source.clone(), "outcome" => outcome);
+        let request = |code: &u16| counter!("hookgate_http_requests_total", "source" => source.clone(), "code" => code.to_string());
         Self {
             requests: CODES.iter().map(request).collect(),
-            request_seconds: histogram!("hookgate_http_request_duration_seconds", "source" => source.clone()),
+            request_seconds: ANSWERS.iter().map(|(_, answer)| seconds(answer)).collect(),
             rejections: Rejection::ALL.iter().map(rejection).collect(),
             received: counter!("hookgate_events_received_total", "source" => source.clone()),
             outcomes: Outcome::ALL.iter().map(outcome).collect(),
@@ -156,18 +165,18 @@ impl SourceMetrics {
 impl SinkMetrics {
     fn new(sink: &str) -> Self {
         let sink = sink.to_owned();
-        let failures = |required| counter!("hookgate_publish_failures_total", "sink" => sink.clone(), "required" => required);
-        let attempt = |result: &AttemptResult| {
-            counter!("hookgate_publish_attempts_total", "sink" => sink.clone(), "result" => result.label())
-        };
+        let failures =
+            |required| counter!("hookgate_publish_failures_total", "sink" => sink.clone(), "required" => required);
+        let attempt = |result: &AttemptResult| counter!("hookgate_publish_attempts_total", "sink" => sink.clone(), "result" => result.label());
         Self {
             attempts: AttemptResult::ALL.iter().map(attempt).collect(),
             attempt_seconds: histogram!("hookgate_publish_duration_seconds", "sink" => sink.clone()),
             in_flight: gauge!("hookgate_publish_in_flight", "sink" => sink.clone()),
+            retries: counter!("hookgate_publish_retries_total", "sink" => sink.clone()),
             failures: failures("true"),
             best_effort_failures: failures("false"),
             up: gauge!("hookgate_sink_up", "sink" => sink.clone()),
-            reconnects: counter!("hookgate_sink_connects_total", "sink" => sink.clone()),
+            connects: counter!("hookgate_sink_connects_total", "sink" => sink.clone()),
             last_success: gauge!("hookgate_sink_last_success_timestamp_seconds", "sink" => sink.clone()),
         }
     }
@@ -189,9 +198,12 @@ impl Observer for Metrics {
                 if let Some(place) = CODES.iter().position(|code| code == status) {
                     metrics.requests[place].increment(1);
                 }
-                metrics.request_seconds.record(*elapsed);
+                let answer = ANSWERS.iter().position(|(statuses, _)| statuses.contains(status));
+                metrics.request_seconds[answer.unwrap_or(ANSWERS.len() - 1)].record(*elapsed);
             }
-            Observation::RequestRejected { source, reason } => self.source(*source).rejections[reason.index()].increment(1),
+            Observation::RequestRejected { source, reason } => {
+                self.source(*source).rejections[reason.index()].increment(1)
+            }
             Observation::EventReceived { source, body_bytes } => {
                 let metrics = self.source(Some(source));
                 metrics.received.increment(1);
@@ -209,8 +221,9 @@ impl Observer for Metrics {
             }
             Observation::DedupChecked { result } => self.series.dedup_checks[result.index()].increment(1),
             Observation::PublishStarted { sink } => self.sink(sink).in_flight.increment(1.0),
-            Observation::PublishAttempted { sink, result, elapsed } => {
+            Observation::PublishAttempted { sink, attempt, result, elapsed } => {
                 let metrics = self.sink(sink);
+                metrics.retries.increment(u64::from(*attempt > 1));
                 metrics.attempts[result.index()].increment(1);
                 metrics.attempt_seconds.record(*elapsed);
                 if matches!(result, AttemptResult::Acked | AttemptResult::AckedDuplicate) {
@@ -228,7 +241,7 @@ impl Observer for Metrics {
             }
             Observation::SinkUp { sink } => {
                 self.sink(sink).up.set(1.0);
-                self.sink(sink).reconnects.increment(1);
+                self.sink(sink).connects.increment(1);
             }
             Observation::SinkDown { sink, .. } => self.sink(sink).up.set(0.0),
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
@@ -250,6 +263,7 @@ fn describe() {
     describe_counter!("hookgate_events_total", "Authenticated requests by what became of them.");
     describe_counter!("hookgate_dedup_checks_total", "What the dedup memory knew of each event.");
     describe_counter!("hookgate_publish_attempts_total", "Attempts to publish, by result.");
+    describe_counter!("hookgate_publish_retries_total", "Attempts after the first for one message.");
     describe_counter!("hookgate_publish_failures_total", "Messages that were not acknowledged by any attempt.");
     describe_counter!("hookgate_sink_connects_total", "Times that a sink became able to publish.");
     describe_counter!("hookgate_secrets_replaced_total", "Secrets that changed while hookgate ran.");
@@ -301,7 +315,9 @@ mod tests {
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
         let page = metrics.render(1);
         assert!(page.contains(r#"hookgate_events_total{source="openclaw",outcome="delivered"} 1"#), "{page}");
-        assert!(page.contains(r#"hookgate_event_end_to_end_seconds_bucket{source="openclaw",path="direct",le="0.005"} 1"#));
+        assert!(
+            page.contains(r#"hookgate_event_end_to_end_seconds_bucket{source="openclaw",path="direct",le="0.005"} 1"#)
+        );
         assert!(page.contains(r#"hookgate_events_in_flight{source="openclaw"} 0"#));
         assert!(page.contains("hookgate_dedup_entries 1"));
     }

@@ -1,5 +1,7 @@
 //! Reads the files as a consumer would, without any code of the sink, and makes sinks to test.
 
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part of this")]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -43,7 +45,8 @@ pub fn stored(dir: &Path) -> Vec<Stored> {
 pub fn event_files(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).expect("the directory can be read");
     let paths = entries.map(|entry| entry.expect("the directory can be read").path());
-    let mut files: Vec<_> = paths.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).collect();
+    let mut files: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).collect();
     files.sort();
     files
 }

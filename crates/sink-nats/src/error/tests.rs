@@ -41,10 +41,7 @@ fn an_acknowledgement_of_the_stream_is_a_position_duplicate_or_not() {
 fn an_acknowledgement_of_another_stream_is_misconfigured() {
     let cause = position(ack("OTHER", 7, false), SUBJECT, &stream()).expect_err("it is elsewhere");
     assert_eq!(cause.verdict(), misconfigured(PublishReason::NoDestination));
-    assert_eq!(
-        cause.to_string(),
-        "subject \"hooks.a\" goes to stream \"OTHER\", not to \"HOOKS\""
-    );
+    assert_eq!(cause.to_string(), "subject \"hooks.a\" goes to stream \"OTHER\", not to \"HOOKS\"");
 }
 
 #[test]
@@ -90,10 +87,7 @@ fn each_refusal_of_jetstream_has_its_verdict() {
 #[test]
 fn each_missing_answer_has_its_verdict() {
     let table = [
-        (
-            NatsPublishErrorKind::StreamNotFound,
-            misconfigured(PublishReason::NoDestination),
-        ),
+        (NatsPublishErrorKind::StreamNotFound, misconfigured(PublishReason::NoDestination)),
         (NatsPublishErrorKind::BrokenPipe, unknown(PublishReason::ConnectionLost)),
         (NatsPublishErrorKind::TimedOut, unknown(PublishReason::Timeout)),
         (NatsPublishErrorKind::Other, unknown(PublishReason::Other)),
@@ -109,33 +103,14 @@ fn each_missing_answer_has_its_verdict() {
 fn what_was_not_sent_is_never_unknown() {
     let (kind, broken) = (NatsPublishErrorKind::Other, io::Error::other("channel closed"));
     let table = [
-        (
-            NatsPublishError::new(NatsPublishErrorKind::MaxPayloadExceeded),
-            rejected(PublishReason::TooLarge),
-        ),
-        (
-            NatsPublishError::new(NatsPublishErrorKind::TimedOut),
-            unavailable(PublishReason::Timeout),
-        ),
-        (
-            NatsPublishError::with_source(kind, broken),
-            unavailable(PublishReason::ConnectionLost),
-        ),
-        (
-            NatsPublishError::with_source(kind, SubjectError::InvalidFormat),
-            misconfigured(PublishReason::NoDestination),
-        ),
-        (
-            NatsPublishError::new(NatsPublishErrorKind::MaxAckPending),
-            unavailable(PublishReason::Other),
-        ),
+        (NatsPublishError::new(NatsPublishErrorKind::MaxPayloadExceeded), rejected(PublishReason::TooLarge)),
+        (NatsPublishError::new(NatsPublishErrorKind::TimedOut), unavailable(PublishReason::Timeout)),
+        (NatsPublishError::with_source(kind, broken), unavailable(PublishReason::ConnectionLost)),
+        (NatsPublishError::with_source(kind, SubjectError::InvalidFormat), misconfigured(PublishReason::NoDestination)),
+        (NatsPublishError::new(NatsPublishErrorKind::MaxAckPending), unavailable(PublishReason::Other)),
     ];
     for (error, verdict) in table {
-        assert_eq!(
-            Cause::of_sending(&error, SUBJECT, &server()).verdict(),
-            verdict,
-            "{error}"
-        );
+        assert_eq!(Cause::of_sending(&error, SUBJECT, &server()).verdict(), verdict, "{error}");
     }
     assert_eq!(Cause::NotSent.verdict(), unavailable(PublishReason::Timeout));
     assert_eq!(Cause::Closed.verdict(), unavailable(PublishReason::ConnectionLost));
@@ -146,23 +121,14 @@ fn only_the_want_of_listeners_may_pass_at_once() {
     let cause = |kind| Cause::of_answer(&NatsPublishError::new(kind), SUBJECT, &stream(), &server());
     assert!(cause(NatsPublishErrorKind::StreamNotFound).may_pass_at_once());
     assert!(!cause(NatsPublishErrorKind::BrokenPipe).may_pass_at_once());
-    assert!(
-        !Cause::NoStream {
-            stream: stream(),
-            server: server()
-        }
-        .may_pass_at_once()
-    );
+    assert!(!Cause::NoStream { stream: stream(), server: server() }.may_pass_at_once());
 }
 
 #[test]
 fn each_complaint_of_a_server_has_its_verdict() {
     let table = [
         ("Authorization Violation", misconfigured(PublishReason::Auth)),
-        (
-            "Permissions Violation for Publish to \"hooks.a\"",
-            misconfigured(PublishReason::Auth),
-        ),
+        ("Permissions Violation for Publish to \"hooks.a\"", misconfigured(PublishReason::Auth)),
         ("User Authentication Expired", misconfigured(PublishReason::Auth)),
         ("User Authentication Revoked", misconfigured(PublishReason::Auth)),
         ("Account Authentication Expired", misconfigured(PublishReason::Auth)),
@@ -178,10 +144,7 @@ fn each_complaint_of_a_server_has_its_verdict() {
         assert_eq!(server_verdict(words), verdict, "{words}");
         assert_eq!(Disconnected::lost("nats://a", Some(words)).verdict, verdict, "{words}");
     }
-    assert_eq!(
-        Disconnected::lost("nats://a", None).verdict,
-        unavailable(PublishReason::ConnectionLost)
-    );
+    assert_eq!(Disconnected::lost("nats://a", None).verdict, unavailable(PublishReason::ConnectionLost));
 }
 
 #[test]
@@ -197,41 +160,17 @@ fn each_failed_attempt_to_connect_has_its_verdict_and_keeps_the_servers_words() 
             misconfigured(PublishReason::Auth),
             "authorization violation",
         ),
-        (
-            said("User Authentication Expired"),
-            misconfigured(PublishReason::Auth),
-            "User Authentication Expired",
-        ),
-        (
-            said("maximum connections exceeded"),
-            throttled(),
-            "maximum connections exceeded",
-        ),
+        (said("User Authentication Expired"), misconfigured(PublishReason::Auth), "User Authentication Expired"),
+        (said("maximum connections exceeded"), throttled(), "maximum connections exceeded"),
         (
             NatsConnectError::new(ConnectErrorKind::Authentication),
             misconfigured(PublishReason::Auth),
             "failed signing nonce",
         ),
-        (
-            tls(unknown_issuer),
-            misconfigured(PublishReason::Tls),
-            "invalid peer certificate: UnknownIssuer",
-        ),
-        (
-            io(io::ErrorKind::ConnectionRefused.into()),
-            unavailable(PublishReason::ConnectionLost),
-            "connection refused",
-        ),
-        (
-            NatsConnectError::new(ConnectErrorKind::TimedOut),
-            unavailable(PublishReason::ConnectionLost),
-            "timed out",
-        ),
-        (
-            NatsConnectError::new(ConnectErrorKind::Dns),
-            unavailable(PublishReason::ConnectionLost),
-            "DNS error",
-        ),
+        (tls(unknown_issuer), misconfigured(PublishReason::Tls), "invalid peer certificate: UnknownIssuer"),
+        (io(io::ErrorKind::ConnectionRefused.into()), unavailable(PublishReason::ConnectionLost), "connection refused"),
+        (NatsConnectError::new(ConnectErrorKind::TimedOut), unavailable(PublishReason::ConnectionLost), "timed out"),
+        (NatsConnectError::new(ConnectErrorKind::Dns), unavailable(PublishReason::ConnectionLost), "DNS error"),
         (
             NatsConnectError::with_source(ConnectErrorKind::Tls, "no platform certs"),
             misconfigured(PublishReason::Tls),
@@ -251,14 +190,8 @@ fn a_handshake_that_fails_for_want_of_trust_is_for_an_operator_and_another_may_p
     let table = [
         (rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer), mend),
         (rustls::Error::InvalidCertificate(CertificateError::Expired), mend),
-        (
-            rustls::Error::InvalidCertificate(CertificateError::NotValidForName),
-            mend,
-        ),
-        (
-            rustls::Error::AlertReceived(AlertDescription::CertificateRequired),
-            mend,
-        ),
+        (rustls::Error::InvalidCertificate(CertificateError::NotValidForName), mend),
+        (rustls::Error::AlertReceived(AlertDescription::CertificateRequired), mend),
         (rustls::Error::AlertReceived(AlertDescription::BadCertificate), mend),
         (rustls::Error::AlertReceived(AlertDescription::UnknownCA), mend),
         (rustls::Error::AlertReceived(AlertDescription::CertificateExpired), mend),
@@ -275,10 +208,7 @@ fn a_handshake_that_fails_for_want_of_trust_is_for_an_operator_and_another_may_p
 fn of_two_servers_the_one_that_refuses_us_is_told() {
     let down = Disconnected::silent("nats://down");
     let refuses = Disconnected::denied("nats://refuses", "Authorization Violation");
-    for told in [
-        down.clone().or_more_telling(refuses.clone()),
-        refuses.clone().or_more_telling(down),
-    ] {
+    for told in [down.clone().or_more_telling(refuses.clone()), refuses.clone().or_more_telling(down)] {
         assert_eq!(told, refuses);
     }
 }

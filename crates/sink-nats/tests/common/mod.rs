@@ -22,39 +22,39 @@ use hookgate_testkit::{
 use serde_json::json;
 
 /// Longest wait for something that should come about by itself.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// The subject of every message that is not meant to go astray.
-pub const SUBJECT: &str = "hooks.a";
+pub(crate) const SUBJECT: &str = "hooks.a";
 
 /// A sink with its observer.
-pub struct Connected {
-    pub sink: Arc<NatsSink>,
-    pub seen: Arc<Recorder>,
+pub(crate) struct Connected {
+    pub(crate) sink: Arc<NatsSink>,
+    pub(crate) seen: Arc<Recorder>,
 }
 
-pub fn id() -> SinkId {
+pub(crate) fn id() -> SinkId {
     SinkId::new(0, "js")
 }
 
-pub fn ample() -> Deadline {
+pub(crate) fn ample() -> Deadline {
     Deadline::after(Duration::from_secs(10))
 }
 
 /// A server with the stream `HOOKS` on `hooks.>`.
-pub async fn server_with_stream() -> NatsServer {
+pub(crate) async fn server_with_stream() -> NatsServer {
     let server = NatsServer::start(NatsConfig::default()).await;
     add_stream(&server).await;
     server
 }
 
-pub async fn add_stream(server: &NatsServer) {
+pub(crate) async fn add_stream(server: &NatsServer) {
     let config = json!({ "name": "HOOKS", "subjects": ["hooks.>"] });
     server.wire().await.create_stream(&config).await;
 }
 
 /// A config for the server at `url`, with further lines.
-pub fn config(url: &str, more: &str) -> Config {
+pub(crate) fn config(url: &str, more: &str) -> Config {
     let text = format!("servers = ['{url}']\nstream = 'HOOKS'\n{more}");
     let config: Config = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.check(), []);
@@ -62,7 +62,7 @@ pub fn config(url: &str, more: &str) -> Config {
 }
 
 /// Turns a reference into a slot as the program does.
-pub fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+pub(crate) fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
     let value = match &reference.origin {
         SecretOrigin::Literal(text) => text.as_bytes().to_vec(),
         SecretOrigin::File(path) => std::fs::read(path).map_err(|error| error.to_string())?,
@@ -72,67 +72,57 @@ pub fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
     Ok(Arc::new(SecretSlot::new(reference.display_name(), secret)))
 }
 
-pub async fn try_connect(config: &Config) -> Result<Connected, ConnectError> {
+pub(crate) async fn try_connect(config: &Config) -> Result<Connected, ConnectError> {
     let seen = Arc::new(Recorder::default());
     let sink = hookgate_sink_nats::connect(id(), config, &mut resolve, seen.clone()).await?;
-    Ok(Connected {
-        sink: Arc::new(sink),
-        seen,
-    })
+    Ok(Connected { sink: Arc::new(sink), seen })
 }
 
-pub async fn connect(config: &Config) -> Connected {
-    try_connect(config)
-        .await
-        .unwrap_or_else(|error| panic!("{}", Chain(&error)))
+pub(crate) async fn connect(config: &Config) -> Connected {
+    try_connect(config).await.unwrap_or_else(|error| panic!("{}", Chain(&error)))
 }
 
-pub fn message(name: &str) -> Message {
+pub(crate) fn message(name: &str) -> Message {
     message_to(name, SUBJECT)
 }
 
-pub fn message_to(name: &str, subject: &str) -> Message {
+pub(crate) fn message_to(name: &str, subject: &str) -> Message {
     TestEvent::new(name).to(&id(), &Target::Subject(subject.to_owned()))
 }
 
 impl Connected {
-    pub async fn publish(&self, message: &Message) -> Result<Position, PublishError> {
+    pub(crate) async fn publish(&self, message: &Message) -> Result<Position, PublishError> {
         let receipt = self.sink.publish(message, ample()).await?;
         Ok(receipt.position().clone())
     }
 
-    pub async fn publish_well(&self, message: &Message) -> Position {
-        self.publish(message)
-            .await
-            .unwrap_or_else(|error| panic!("{}", Chain(&error)))
+    pub(crate) async fn publish_well(&self, message: &Message) -> Position {
+        self.publish(message).await.unwrap_or_else(|error| panic!("{}", Chain(&error)))
     }
 
-    pub async fn publish_badly(&self, message: &Message) -> PublishError {
+    pub(crate) async fn publish_badly(&self, message: &Message) -> PublishError {
         self.publish(message).await.expect_err("it earns no receipt")
     }
 
-    pub async fn probe_badly(&self) -> PublishError {
+    pub(crate) async fn probe_badly(&self) -> PublishError {
         self.sink.probe(ample()).await.expect_err("the probe finds something")
     }
 
     /// Waits until the sink can publish.
-    pub async fn recovers(&self) {
+    pub(crate) async fn recovers(&self) {
         let probe = async || self.sink.probe(ample()).await.is_ok();
         wait_until(LIMIT, "the sink can publish", probe).await;
     }
 
     /// Waits until the sink has told that it cannot publish, this many times.
-    pub async fn tells_down(&self, times: usize) {
-        wait_until(LIMIT, "the sink tells that it is down", async || {
-            self.seen.count("sink_down") >= times
-        })
-        .await;
+    pub(crate) async fn tells_down(&self, times: usize) {
+        wait_until(LIMIT, "the sink tells that it is down", async || self.seen.count("sink_down") >= times).await;
     }
 }
 
 /// Asserts kind and reason of `error`, and that its chain of causes says all of `words`.
 #[track_caller]
-pub fn assert_error(error: &PublishError, kind: PublishErrorKind, reason: PublishReason, words: &[&str]) {
+pub(crate) fn assert_error(error: &PublishError, kind: PublishErrorKind, reason: PublishReason, words: &[&str]) {
     let chain = Chain(error).to_string();
     assert_eq!((error.kind, error.reason), (kind, reason), "{chain}");
     for part in words {

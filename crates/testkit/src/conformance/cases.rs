@@ -53,17 +53,10 @@ pub async fn a_receipt_means_that_a_new_consumer_can_read_it(broker: &mut impl B
         assert_is(found, &message);
         assert!(!position.duplicate, "nothing was there before");
         if let Some(at) = &found.position {
-            assert_eq!(
-                (at.0.as_str(), at.1),
-                (&*position.place, position.offset),
-                "the receipt says where it is"
-            );
+            assert_eq!((at.0.as_str(), at.1), (&*position.place, position.offset), "the receipt says where it is");
         }
         if way.sink.capabilities().deduplicates {
-            assert!(
-                found.broker_id.is_some(),
-                "a sink that deduplicates gives the broker an id"
-            );
+            assert!(found.broker_id.is_some(), "a sink that deduplicates gives the broker an id");
         }
     }
     Ok(())
@@ -82,10 +75,7 @@ pub async fn bodies_are_byte_exact(broker: &mut impl Broker, layer: Layer) -> Ve
         (0..=255u8).collect(),
         Bytes::from_static(&[0xff, 0xfe, b'a', 0, 0xed, 0xa0, 0x80]),
         "é🦀".repeat(20_000).into(),
-        fastrand::Rng::with_seed(7)
-            .choose_multiple(0..=u8::MAX, 256)
-            .repeat(800)
-            .into(),
+        fastrand::Rng::with_seed(7).choose_multiple(0..=u8::MAX, 256).repeat(800).into(),
     ];
     let message =
         |(number, body): (usize, &Bytes)| way.message(&TestEvent::new(&number.to_string()).body(body.clone()));
@@ -100,10 +90,7 @@ pub async fn bodies_are_byte_exact(broker: &mut impl Broker, layer: Layer) -> Ve
 /// Everything that is known about an event arrives beside its body, and nothing is there that is not known.
 pub async fn metadata_makes_the_round_trip(broker: &mut impl Broker, layer: Layer) -> Verdict {
     let way = Way::into(broker, layer).await;
-    let messages = [
-        way.message(&event_with_everything()),
-        way.message(&TestEvent::new("bare")),
-    ];
+    let messages = [way.message(&event_with_everything()), way.message(&TestEvent::new("bare"))];
     for message in &messages {
         way.publish_well(message).await;
     }
@@ -148,11 +135,7 @@ pub async fn an_unknown_destination_is_refused(broker: &mut impl Broker, layer: 
     broker.remove_destination().await?;
     let error = way.publish_badly(&way.message(&TestEvent::new("lost")), ample()).await;
     assert_eq!((error.kind, error.reason), NO_DESTINATION, "{}", Chain(&error));
-    let probed = way
-        .sink
-        .probe(ample())
-        .await
-        .expect_err("a probe finds that there is no destination");
+    let probed = way.sink.probe(ample()).await.expect_err("a probe finds that there is no destination");
     assert_eq!((probed.kind, probed.reason), NO_DESTINATION, "{}", Chain(&probed));
     broker.restore_destination().await;
     let after = way.message(&TestEvent::new("after"));
@@ -211,9 +194,7 @@ pub async fn a_broker_that_is_down_is_unavailable_before_the_deadline(
     way.notices().await;
     let deadline = Duration::from_secs(2);
     let started = Instant::now();
-    let error = way
-        .publish_badly(&way.message(&TestEvent::new("lost")), Deadline::after(deadline))
-        .await;
+    let error = way.publish_badly(&way.message(&TestEvent::new("lost")), Deadline::after(deadline)).await;
     assert_eq!(error.kind, PublishErrorKind::Unavailable, "{}", Chain(&error));
     let limit = match layer {
         Layer::Sink => deadline / 2,
@@ -225,10 +206,7 @@ pub async fn a_broker_that_is_down_is_unavailable_before_the_deadline(
     way.recovers().await;
     way.publish_well(&way.message(&TestEvent::new("after"))).await;
     let stored = broker.stored().await;
-    assert!(
-        !stored.iter().any(|stored| stored.metadata.id.ends_with("lost")),
-        "\"not stored\" was not true"
-    );
+    assert!(!stored.iter().any(|stored| stored.metadata.id.ends_with("lost")), "\"not stored\" was not true");
     Ok(())
 }
 
@@ -253,11 +231,7 @@ pub async fn no_receipt_when_the_connection_dies_before_the_ack(broker: &mut imp
     way.recovers().await;
     let again = way.publish_well(&message).await;
     assert_eq!(again.duplicate, capable);
-    assert_holds(
-        &stored_but(broker, "before").await,
-        &[message],
-        if capable { 1 } else { 2 },
-    );
+    assert_holds(&stored_but(broker, "before").await, &[message], if capable { 1 } else { 2 });
     Ok(())
 }
 
@@ -267,16 +241,10 @@ pub async fn a_deadline_without_an_answer_is_unknown(broker: &mut impl Broker, l
     way.publish_well(&way.message(&TestEvent::new("before"))).await;
     broker.pause().await?;
     let started = Instant::now();
-    let error = way
-        .publish_badly(&way.message(&TestEvent::new("unsure")), Deadline::after(SHORT))
-        .await;
+    let error = way.publish_badly(&way.message(&TestEvent::new("unsure")), Deadline::after(SHORT)).await;
     let unanswered = (PublishErrorKind::Unknown, PublishReason::Timeout);
     assert_eq!((error.kind, error.reason), unanswered, "{}", Chain(&error));
-    assert!(
-        started.elapsed() < SHORT + SLACK,
-        "the answer took {:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < SHORT + SLACK, "the answer took {:?}", started.elapsed());
     broker.resume().await;
     way.recovers().await;
     let after = way.message(&TestEvent::new("after"));
@@ -289,26 +257,15 @@ pub async fn a_deadline_without_an_answer_is_unknown(broker: &mut impl Broker, l
 pub async fn the_same_id_twice_is_stored_once_if_capable(broker: &mut impl Broker, layer: Layer) -> Verdict {
     let way = Way::into(broker, layer).await;
     let event = TestEvent::new("twice");
-    let (message, twin, other) = (
-        way.message(&event),
-        way.message(&event),
-        way.message(&TestEvent::new("other")),
-    );
+    let (message, twin, other) = (way.message(&event), way.message(&event), way.message(&TestEvent::new("other")));
     let first = way.publish_well(&message).await;
     way.publish_well(&other).await;
     let second = way.publish_well(&twin).await;
     let capable = way.sink.capabilities().deduplicates;
     assert_eq!((first.duplicate, second.duplicate), (false, capable));
     let same_place = first.offset == second.offset;
-    assert_eq!(
-        same_place, capable,
-        "a duplicate is where the first one is, another message is not"
-    );
-    assert_holds(
-        &stored_but(broker, "other").await,
-        &[message],
-        if capable { 1 } else { 2 },
-    );
+    assert_eq!(same_place, capable, "a duplicate is where the first one is, another message is not");
+    assert_holds(&stored_but(broker, "other").await, &[message], if capable { 1 } else { 2 });
     Ok(())
 }
 
@@ -320,20 +277,12 @@ pub async fn a_stalled_publish_does_not_delay_others(broker: &mut impl Broker, l
     let stalled = TestEvent::new("stalled").to(&way.id, &silent);
     let stalled = way.begin(stalled, Deadline::after(stalled_for)).await;
     let started = Instant::now();
-    let messages: Vec<_> = (0..50)
-        .map(|number| way.message(&TestEvent::new(&number.to_string())))
-        .collect();
+    let messages: Vec<_> = (0..50).map(|number| way.message(&TestEvent::new(&number.to_string()))).collect();
     for message in &messages {
         way.publish_well(message).await;
     }
-    assert!(
-        !stalled.is_finished() && started.elapsed() < stalled_for,
-        "the others waited for the stalled one"
-    );
-    let error = stalled
-        .await
-        .expect("no panic")
-        .expect_err("nobody has acknowledged it");
+    assert!(!stalled.is_finished() && started.elapsed() < stalled_for, "the others waited for the stalled one");
+    let error = stalled.await.expect("no panic").expect_err("nobody has acknowledged it");
     assert_eq!(error.kind, PublishErrorKind::Unknown, "{}", Chain(&error));
     assert_holds(&broker.stored().await, &messages, 1);
     Ok(())
@@ -342,9 +291,7 @@ pub async fn a_stalled_publish_does_not_delay_others(broker: &mut impl Broker, l
 /// After a crash of the broker the sink finds it again, and what had a receipt is still there.
 pub async fn publishes_again_after_a_broker_restart(broker: &mut impl Broker, layer: Layer) -> Verdict {
     let way = Way::into(broker, layer).await;
-    let before: Vec<_> = (0..20)
-        .map(|number| way.message(&TestEvent::new(&format!("before-{number}"))))
-        .collect();
+    let before: Vec<_> = (0..20).map(|number| way.message(&TestEvent::new(&format!("before-{number}")))).collect();
     for message in &before {
         way.publish_well(message).await;
     }
@@ -356,14 +303,8 @@ pub async fn publishes_again_after_a_broker_restart(broker: &mut impl Broker, la
     way.publish_well(&after).await;
     let stored = broker.stored().await;
     assert_holds(&stored, &[before, vec![after]].concat(), 1);
-    assert!(
-        way.seen.count("sink_down") > 0,
-        "the operator was told that the sink was down"
-    );
-    assert!(
-        way.seen.count("sink_up") > 1,
-        "the operator was told that the sink was up again"
-    );
+    assert!(way.seen.count("sink_down") > 0, "the operator was told that the sink was down");
+    assert!(way.seen.count("sink_up") > 1, "the operator was told that the sink was up again");
     Ok(())
 }
 
@@ -377,15 +318,9 @@ pub async fn a_thousand_in_parallel_lose_nothing(broker: &mut impl Broker, layer
     }
     let mut places = BTreeSet::new();
     for publish in publishes {
-        let receipt = publish
-            .await
-            .expect("no panic")
-            .unwrap_or_else(|error| panic!("{}", Chain(&error)));
+        let receipt = publish.await.expect("no panic").unwrap_or_else(|error| panic!("{}", Chain(&error)));
         let position = receipt.position();
-        assert!(
-            places.insert((position.place.to_string(), position.offset)),
-            "two receipts for one place"
-        );
+        assert!(places.insert((position.place.to_string(), position.offset)), "two receipts for one place");
     }
     assert_holds(&broker.stored().await, &messages, 1);
     Ok(())
@@ -400,12 +335,7 @@ pub async fn a_thousand_in_parallel_through_a_lossy_proxy_lose_nothing(
     let proxy = broker.proxy()?;
     let way = Way::into(broker, layer).await;
     let messages = thousand(&way);
-    proxy
-        .set_mode(ProxyMode::Lossy {
-            seed: 11,
-            mean_bytes: 64 * 1024,
-        })
-        .await;
+    proxy.set_mode(ProxyMode::Lossy { seed: 11, mean_bytes: 64 * 1024 }).await;
     // A sink that is reconnecting may refuse everything: only attempts that were made through the losses count.
     let (mut left, mut receipted) = (messages.clone(), Vec::new());
     for round in 0..20 {
@@ -415,9 +345,7 @@ pub async fn a_thousand_in_parallel_through_a_lossy_proxy_lose_nothing(
         }
         let mut publishes = Vec::new();
         for message in left.drain(..) {
-            let publish = way
-                .begin(message.clone(), Deadline::after(Duration::from_secs(2)))
-                .await;
+            let publish = way.begin(message.clone(), Deadline::after(Duration::from_secs(2))).await;
             publishes.push((message, publish));
         }
         for (message, publish) in publishes {
@@ -438,9 +366,7 @@ pub async fn a_thousand_in_parallel_through_a_lossy_proxy_lose_nothing(
         assert_holds(&stored, &messages, 1);
     } else {
         let ids: BTreeSet<_> = stored.iter().map(|stored| stored.metadata.id.as_str()).collect();
-        let lost = receipted
-            .iter()
-            .filter(|message| !ids.contains(message.event.id.as_str()));
+        let lost = receipted.iter().filter(|message| !ids.contains(message.event.id.as_str()));
         assert_eq!(lost.count(), 0, "receipts for messages that are not stored");
     }
     Ok(())
@@ -459,9 +385,7 @@ pub async fn close_waits_for_accepted_work(broker: &mut impl Broker, layer: Laye
     if let Ok(proxy) = broker.proxy() {
         proxy.set_mode(ProxyMode::Delay(Duration::from_millis(50))).await;
     }
-    let messages: Vec<_> = (0..50)
-        .map(|number| way.message(&TestEvent::new(&number.to_string())))
-        .collect();
+    let messages: Vec<_> = (0..50).map(|number| way.message(&TestEvent::new(&number.to_string()))).collect();
     let mut publishes = Vec::new();
     for message in &messages {
         publishes.push(way.begin(message.clone(), ample()).await);
@@ -470,10 +394,7 @@ pub async fn close_waits_for_accepted_work(broker: &mut impl Broker, layer: Laye
     way.sink.close(ample()).await;
     assert!(started.elapsed() < AMPLE, "closing took until its deadline");
     for publish in publishes {
-        let receipt = publish
-            .await
-            .expect("no panic")
-            .unwrap_or_else(|error| panic!("{}", Chain(&error)));
+        let receipt = publish.await.expect("no panic").unwrap_or_else(|error| panic!("{}", Chain(&error)));
         assert!(!receipt.position().duplicate);
     }
     let late = way.message(&TestEvent::new("late"));
@@ -492,9 +413,7 @@ pub async fn no_output_contains_a_secret(broker: &mut impl Broker, layer: Layer)
     way.publish_well(&way.message(&TestEvent::new("1"))).await;
     let mut printed = Vec::new();
     if broker.kill().await.is_ok() {
-        let error = way
-            .publish_badly(&way.message(&TestEvent::new("2")), Deadline::after(SHORT))
-            .await;
+        let error = way.publish_badly(&way.message(&TestEvent::new("2")), Deadline::after(SHORT)).await;
         printed.push(format!("{error:?} {}", Chain(&error)));
         way.notices().await;
         broker.restart().await;
@@ -591,11 +510,7 @@ fn assert_is(found: &Stored, message: &Message) {
         assert_eq!(*id, message.broker_id());
     }
     // Compared last and without being printed: a difference in a large one says little.
-    assert!(
-        found.body == message.event.body,
-        "the body of {} differs",
-        message.event.id
-    );
+    assert!(found.body == message.event.body, "the body of {} differs", message.event.id);
 }
 
 /// Asserts that `stored` is `messages`, each this many times, in any order, and nothing else.

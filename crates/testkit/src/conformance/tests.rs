@@ -40,19 +40,11 @@ enum Flaw {
 
 impl MemoryBroker {
     fn right(deduplicates: bool) -> Self {
-        Self {
-            flaw: Flaw::None,
-            deduplicates,
-            sink: None,
-        }
+        Self { flaw: Flaw::None, deduplicates, sink: None }
     }
 
     fn flawed(flaw: Flaw) -> Self {
-        Self {
-            flaw,
-            deduplicates: true,
-            sink: None,
-        }
+        Self { flaw, deduplicates: true, sink: None }
     }
 
     fn made(&self) -> &FakeSink {
@@ -66,11 +58,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn sink(&mut self, id: SinkId, _: Arc<dyn Observer>) -> Arc<dyn Sink> {
-        let sink = if self.deduplicates {
-            FakeSink::deduplicating(id)
-        } else {
-            FakeSink::new(id)
-        };
+        let sink = if self.deduplicates { FakeSink::deduplicating(id) } else { FakeSink::new(id) };
         self.sink = Some(sink.clone());
         sink
     }
@@ -116,8 +104,7 @@ impl Broker for MemoryBroker {
             Flaw::PostponesUnknownDestination => PublishErrorKind::Unavailable,
             _ => PublishErrorKind::Misconfigured,
         };
-        self.made()
-            .answer_always(Answer::Fail(kind, PublishReason::NoDestination));
+        self.made().answer_always(Answer::Fail(kind, PublishReason::NoDestination));
         Ok(())
     }
 
@@ -131,11 +118,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn bad_credentials(&mut self, _: SinkId, _: Arc<dyn Observer>) -> Result<BadCredentials, Inapplicable> {
-        let shown = if self.flaw == Flaw::ShowsSecret {
-            "hunter2"
-        } else {
-            "user"
-        };
+        let shown = if self.flaw == Flaw::ShowsSecret { "hunter2" } else { "user" };
         Ok(BadCredentials::NotConnected(format!("not authorised: {shown}").into()))
     }
 
@@ -213,11 +196,7 @@ macro_rules! finds {
 
 #[tokio::test]
 async fn every_flaw_is_found() {
-    finds!(
-        a_receipt_means_that_a_new_consumer_can_read_it,
-        Forgets,
-        LiesAboutPlaces
-    );
+    finds!(a_receipt_means_that_a_new_consumer_can_read_it, Forgets, LiesAboutPlaces);
     finds!(bodies_are_byte_exact, MendsBodies, TrimsBodies, Forgets, Repeats);
     finds!(metadata_makes_the_round_trip, LosesAttribute);
     finds!(the_same_id_twice_is_stored_once_if_capable, Repeats);
@@ -251,9 +230,7 @@ fn headers_say_all_that_core_knows() {
 #[test]
 fn an_event_has_its_time_to_the_millisecond() {
     let at = UNIX_EPOCH + Duration::new(1_700_000_000, 123_999_999);
-    let message = TestEvent::new("1")
-        .received_at(at)
-        .to(&SinkId::new(0, "s"), &Target::Whole);
+    let message = TestEvent::new("1").received_at(at).to(&SinkId::new(0, "s"), &Target::Whole);
     let to_the_millisecond = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     assert_eq!(Metadata::of(&message).received_at, to_the_millisecond);
 }

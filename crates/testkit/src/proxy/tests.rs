@@ -29,11 +29,7 @@ impl Echo {
                 connections.spawn(echo(stream, count.clone()));
             }
         });
-        Echo {
-            port,
-            bytes_read,
-            _tasks: tasks,
-        }
+        Echo { port, bytes_read, _tasks: tasks }
     }
 
     fn bytes_read(&self) -> u64 {
@@ -69,9 +65,7 @@ async fn exchange(stream: &mut TcpStream, text: &str) -> io::Result<String> {
 
 async fn receive(stream: &mut TcpStream, bytes: usize) -> io::Result<String> {
     let mut buffer = vec![0; bytes];
-    tokio::time::timeout(LIMIT, stream.read_exact(&mut buffer))
-        .await
-        .expect("an answer or an end within the limit")?;
+    tokio::time::timeout(LIMIT, stream.read_exact(&mut buffer)).await.expect("an answer or an end within the limit")?;
     Ok(String::from_utf8(buffer).expect("the answer is text"))
 }
 
@@ -82,9 +76,7 @@ async fn is_silent(stream: &mut TcpStream) -> bool {
 /// What ended the connection; bytes that come before are passed over.
 async fn end(stream: &mut TcpStream) -> io::ErrorKind {
     let mut rest = Vec::new();
-    let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest))
-        .await
-        .expect("an end within the limit");
+    let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut rest)).await.expect("an end within the limit");
     read.map_or_else(|error| error.kind(), |_| io::ErrorKind::UnexpectedEof)
 }
 
@@ -172,12 +164,7 @@ async fn refusing_cuts_live_connections_and_refuses_new_ones_until_told_otherwis
     assert_eq!((proxy.connections_seen(), proxy.connections_live()), (1, 0));
 
     proxy.set_mode(ProxyMode::Pass).await;
-    assert_eq!(
-        exchange(&mut client(&proxy).await, "after")
-            .await
-            .expect("passing again"),
-        "after"
-    );
+    assert_eq!(exchange(&mut client(&proxy).await, "after").await.expect("passing again"), "after");
 }
 
 #[tokio::test]
@@ -205,12 +192,7 @@ async fn a_cut_resets_every_live_connection_and_no_later_one() {
     assert_eq!(proxy.connections_live(), 0);
     assert_eq!(end(&mut one).await, io::ErrorKind::ConnectionReset);
     assert_eq!(end(&mut two).await, io::ErrorKind::ConnectionReset);
-    assert_eq!(
-        exchange(&mut client(&proxy).await, "three")
-            .await
-            .expect("passing still"),
-        "three"
-    );
+    assert_eq!(exchange(&mut client(&proxy).await, "three").await.expect("passing still"), "three");
     assert_eq!(proxy.connections_seen(), 3);
 }
 
@@ -227,10 +209,7 @@ async fn cutting_after_some_bytes_delivers_exactly_those() {
         assert_eq!(exchange(stream, "123456").await.expect("within the ten"), "123456");
         stream.write_all(b"789abcdef").await.expect("the proxy reads");
         assert_eq!(end(stream).await, io::ErrorKind::ConnectionReset);
-        wait_until(LIMIT, "the ten bytes have arrived", async || {
-            echo.bytes_read() >= earlier + arrived
-        })
-        .await;
+        wait_until(LIMIT, "the ten bytes have arrived", async || echo.bytes_read() >= earlier + arrived).await;
         assert_eq!(echo.bytes_read(), earlier + arrived);
     }
 }
@@ -238,12 +217,7 @@ async fn cutting_after_some_bytes_delivers_exactly_those() {
 #[tokio::test]
 async fn a_lossy_network_cuts_every_connection_sooner_or_later() {
     let (echo, proxy) = echo_and_proxy().await;
-    proxy
-        .set_mode(ProxyMode::Lossy {
-            seed: 7,
-            mean_bytes: 1000,
-        })
-        .await;
+    proxy.set_mode(ProxyMode::Lossy { seed: 7, mean_bytes: 1000 }).await;
     for _ in 0..20 {
         let mut stream = client(&proxy).await;
         // Twice the mean is the most that any connection carries, echoes included.
@@ -251,11 +225,7 @@ async fn a_lossy_network_cuts_every_connection_sooner_or_later() {
         end(&mut stream).await;
     }
     assert_eq!(proxy.connections_seen(), 20);
-    assert!(
-        (20..20 * 2000).contains(&echo.bytes_read()),
-        "{} bytes arrived",
-        echo.bytes_read()
-    );
+    assert!((20..20 * 2000).contains(&echo.bytes_read()), "{} bytes arrived", echo.bytes_read());
 }
 
 #[test]
