@@ -12,7 +12,7 @@ use hookgate_core::observe::Chain;
 use crate::{
     check,
     config::{self, Config, Problems},
-    run,
+    run::{self, Failure},
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -64,29 +64,6 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-enum Failure {
-    Config(Problems),
-    Run(anyhow::Error),
-}
-
-impl From<Problems> for Failure {
-    fn from(problems: Problems) -> Self {
-        Self::Config(problems)
-    }
-}
-
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Run(error)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Run(error.into())
-    }
-}
-
 fn load(arguments: &Arguments) -> Result<Config, Problems> {
     config::load(&arguments.config, std::env::vars())
 }
@@ -97,11 +74,8 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let config = load(arguments)?;
-    match runtime()?.block_on(run::run(config)) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(run::Failure::Config(problems)) => Err(Failure::Config(problems)),
-        Err(run::Failure::Run(error)) => Err(Failure::Run(error)),
-    }
+    runtime()?.block_on(run::run(config))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {

@@ -17,7 +17,7 @@ use crate::{
     telemetry::{self, Telemetry, millis},
 };
 
-/// Why the program stopped on its own.
+/// Why a command could not do its work.
 pub(crate) enum Failure {
     /// The config cannot be used.
     Config(Problems),
@@ -34,6 +34,12 @@ impl From<Problems> for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::Run(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Run(error.into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Everything of hookgate that speaks HTTP: the public ingress and the private admin port.
 //!
-//! Only this crate knows axum and hyper, and only [`respond`] knows status codes. It must not know brokers.
+//! Only this crate knows axum and hyper, and only `respond` knows status codes. It must not know brokers.
 
 pub mod admin;
 mod body;

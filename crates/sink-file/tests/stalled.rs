@@ -11,7 +11,7 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::poll;
@@ -92,7 +92,9 @@ impl Stalled {
     }
 
     async fn refusal(&self, id: &str) -> (PublishErrorKind, PublishReason) {
-        let error = self.sink.publish(&message(id, 10), Deadline::after(SHORT)).await.expect_err("it is held up");
+        let (message, started) = (message(id, 10), Instant::now());
+        let error = self.sink.publish(&message, Deadline::after(SHORT)).await.expect_err("it is held up");
+        assert!(started.elapsed() < SHORT * 40, "the answer took {:?}", started.elapsed());
         assert!(Chain(&error).to_string().contains("before the deadline"), "{}", Chain(&error));
         (error.kind, error.reason)
     }

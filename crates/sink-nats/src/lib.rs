@@ -4,7 +4,7 @@
 //! only for JetStream's acknowledgement. It knows nothing of sources, routes or retries within the reply deadline.
 //!
 //! The surprising thing: a connection is never repaired. A client of the library lives as long as its one connection, and
-//! the sink itself dials the next one ([`connection`]). What was in flight then ends at once instead of waiting for a
+//! the sink itself dials the next one (`connection`). What was in flight then ends at once instead of waiting for a
 //! reply that cannot come, nothing is sent by a client that its caller has given up, and why a server refuses is known.
 //!
 //! The library logs through `tracing` as `async_nats`, each failed attempt as an error. All that matters of it is told to

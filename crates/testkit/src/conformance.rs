@@ -1,6 +1,6 @@
 //! What every sink must do, as one suite of named cases that is run against its real broker.
 //!
-//! A sink's tests say how its broker is started, read and broken ([`Broker`]), and [`conformance_suite!`] turns that into
+//! A sink's tests say how its broker is started, read and broken ([`Broker`]), and [`crate::conformance_suite!`] turns that into
 //! one test for each of the [`cases`], each of them twice: on the bare sink and through core's `Publisher`. What cannot
 //! happen to a broker is answered with [`Inapplicable`] and listed in the macro's call; a case that is skipped without
 //! being listed fails, and so does one that is listed and holds.
@@ -311,7 +311,7 @@ macro_rules! conformance_suite {
     };
 }
 
-/// The list of cases, for [`conformance_suite!`] and for [`cases::NAMES`].
+/// The list of cases, for [`crate::conformance_suite!`] and for [`cases::NAMES`].
 #[doc(hidden)]
 #[macro_export]
 macro_rules! conformance_cases {
