@@ -17,13 +17,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// What clients of brokers log on their own is off unless `log.level` names them: the sinks report the same, once, and in
-/// the operator's words.
-const QUIET: &str = "async_nats=off";
+/// Libraries that are silent unless `log.level` names them. The NATS client's words are said by the sink, once, and in
+/// the operator's terms. The HTTP/2 library logs every header at `trace`, credentials and query tokens among them.
+const SILENT: &str = "async_nats=off,h2=off,hyper=off";
 
 /// Begins to log to stderr.
 pub(crate) fn start_log(config: &LogConfig) {
-    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{}", config.level.0));
+    let filter = EnvFilter::builder().parse_lossy(format!("{SILENT},{}", config.level.0));
     let json = match config.format {
         LogFormat::Json => true,
         LogFormat::Pretty => false,
