@@ -136,18 +136,17 @@ async fn run_on_small_disk(script: &str) -> Option<Vec<String>> {
 
 #[tokio::test]
 async fn a_full_disk_is_unavailable_until_there_is_room_and_leaves_no_torn_line() {
-    let script =
-        "publish a 100\nprobe\nfill\npublish b 50000\npublish c 50000\nprobe\nfree\nprobe\npublish d 50000\nids\nseen";
+    let script = "publish a 100\nprobe\nfill\npublish b 50000\npublish c 50000\nids\nprobe\nfree\nprobe\npublish d 10\nids\nseen";
     let Some(answers) = run_on_small_disk(script).await else { return };
-    let [a, probed, fill, b, c, full, free, well, d, ids, seen @ ..] = &answers[..] else { panic!("{answers:?}") };
-    assert_eq!([a, probed, fill], ["a stored events-00000001.jsonl 0", "probe well", "fill StorageFull"]);
-    assert_eq!([b, c, full], ["b Unavailable Full", "c Unavailable Full", "probe Unavailable Full"]);
-    assert_eq!([free, well], ["free", "probe well"]);
-    assert!(d.starts_with("d stored events-00000001.jsonl "), "{d}");
-    assert_eq!(ids, "ids a,d");
-    assert_eq!([&seen[0], &seen[2]], ["sink_up sink=events", "sink_up sink=events"], "{seen:?}");
-    assert!(seen[1].starts_with("sink_down sink=events cause=write to ") && seen.len() == 3, "{seen:?}");
-    assert!(seen[1].contains("free some space"), "{seen:?}");
+    let (told, seen) = answers.split_at(11);
+    let d = told[9].strip_prefix("d stored events-00000001.jsonl ").expect("the file is gone on with");
+    assert!(d.parse::<u64>().is_ok_and(|offset| offset > 0), "{d}");
+    assert_eq!(told[..3], ["a stored events-00000001.jsonl 0", "probe well", "fill StorageFull"]);
+    assert_eq!(told[3..7], ["b Unavailable Full", "c Unavailable Full", "ids a", "probe Unavailable Full"]);
+    assert_eq!([&told[7], &told[8], &told[10]], ["free", "probe well", "ids a,d"]);
+    let [up, down, up_again] = seen else { panic!("{seen:?}") };
+    assert_eq!([up, up_again], ["sink_up sink=events", "sink_up sink=events"]);
+    assert!(down.starts_with("sink_down sink=events cause=write to ") && down.contains("free some space"), "{down}");
 }
 
 #[tokio::test]
@@ -162,15 +161,19 @@ async fn a_disk_that_is_full_at_the_first_event_is_unavailable_until_there_is_ro
 
 /// Runs a script with `strace` and these options; `{file}` and `{dir}` in them become paths. Returns answers and trace.
 async fn run_traced(script: &str, options: &[&str]) -> Option<(Vec<String>, String)> {
+    run_traced_in(&temporary(), script, options).await
+}
+
+/// The same in a directory that holds something already.
+async fn run_traced_in(dir: &TempDir, script: &str, options: &[&str]) -> Option<(Vec<String>, String)> {
     if !can_run(&["strace", "-f", "-o", "/dev/null", "true"]) {
         return None;
     }
-    let dir = temporary();
     let (events, trace) = (dir.path().join("events"), dir.path().join("trace"));
     let (events, file) = (events.to_string_lossy(), events.join("events-00000001.jsonl"));
     let in_place = |option: &&str| option.replace("{file}", &file.to_string_lossy()).replace("{dir}", &events);
-    let mut words = vec!["strace".to_owned(), "-f".to_owned(), "-s".to_owned(), "120".to_owned()];
-    words.extend(["-o".to_owned(), trace.to_string_lossy().into_owned()]);
+    let mut words = ["strace", "-f", "-y", "-s", "120", "-o"].map(str::to_owned).to_vec();
+    words.push(trace.to_string_lossy().into_owned());
     words.extend(options.iter().map(in_place));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let answers = run(dir.path(), script, &words).await;
@@ -179,26 +182,51 @@ async fn run_traced(script: &str, options: &[&str]) -> Option<(Vec<String>, Stri
 
 const THREE: &str = "publish a 10\npublish b 10\npublish c 10\nids";
 
+/// The first line of `trace` behind line `from` that has all `parts`.
+fn find(trace: &str, from: usize, parts: &[&str]) -> usize {
+    let found = trace.lines().skip(from).position(|line| parts.iter().all(|part| line.contains(part)));
+    from + found.unwrap_or_else(|| panic!("no {parts:?} behind line {from} of\n{trace}"))
+}
+
+const FILE_CALLS: [&str; 2] = ["-e", "trace=openat,mkdir,mkdirat,pwrite64,write,ftruncate,fsync,fdatasync"];
+
 #[tokio::test]
-async fn a_receipt_follows_the_fsync_of_the_file_and_its_name() {
-    let calls = "trace=openat,pwrite64,write,fsync,fdatasync";
-    let Some((_, trace)) = run_traced(THREE, &["-e", calls]).await else { return };
-    let lines: Vec<&str> = trace.lines().collect();
-    let find = |from: usize, parts: &[&str]| {
-        let here = lines[from..].iter().position(|line| parts.iter().all(|part| line.contains(part)));
-        from + here.unwrap_or_else(|| panic!("no {parts:?} behind line {from} of\n{trace}"))
-    };
-    let made = find(0, &["openat", "events-00000001.jsonl", "O_CREAT"]);
-    let opened = find(made, &["openat", "/events\"", "O_RDONLY"]);
-    let named = find(opened, &["fsync", "= 0"]);
-    let mut from = named;
+async fn a_receipt_follows_the_fsync_of_the_file_and_of_every_name_above_it() {
+    let Some((_, trace)) = run_traced(THREE, &FILE_CALLS).await else { return };
+    let made = find(&trace, 0, &["mkdir", "/events\""]);
+    let named = find(&trace, made, &["fsync(", &format!("{}>", parent_in(&trace))]);
+    let begun = find(&trace, named, &["openat", "events-00000001.jsonl", "O_CREAT"]);
+    let mut from = find(&trace, begun, &["fsync(", "/events>"]);
     for id in ["a", "b", "c"] {
-        let written = find(from, &["pwrite64", &format!("x-test-id={id}\\\"")]);
-        let synced = find(written, &["fdatasync", "= 0"]);
-        let told = find(written, &["write(1", &format!("> {id} stored")]);
+        let written = find(&trace, from, &["pwrite64(", &format!("x-test-id={id}\\\"")]);
+        let synced = find(&trace, written, &["fdatasync(", "/events-00000001.jsonl>"]);
+        let told = find(&trace, written, &["write(1", &format!("> {id} stored")]);
         assert!(synced < told, "{id} was told before it was synced:\n{trace}");
         from = told;
     }
+}
+
+/// The directory in which the events' own is made.
+fn parent_in(trace: &str) -> &str {
+    let made = trace.lines().nth(find(trace, 0, &["mkdir", "/events\""])).expect("it was just found");
+    let path = made.split('"').nth(1).expect("its path is in quotes");
+    path.strip_suffix("/events").expect("it is the one that was looked for")
+}
+
+#[tokio::test]
+async fn what_a_crash_has_left_is_synced_before_anything_follows_it() {
+    let dir = temporary();
+    let events = dir.path().join("events");
+    fs::create_dir(&events).expect("it can be made");
+    fs::write(events.join("events-00000001.jsonl"), "{}\ntorn").expect("it can be written");
+    let Some((answers, trace)) = run_traced_in(&dir, "publish a 10", &FILE_CALLS).await else { return };
+    assert_eq!(answers, ["a stored events-00000001.jsonl 3"]);
+    let aside = find(&trace, 0, &["openat", ".torn-3", "O_CREAT"]);
+    let kept = find(&trace, aside, &["fsync(", ".torn-3>"]);
+    let cut = find(&trace, kept, &["ftruncate(", "events-00000001.jsonl>"]);
+    let mended = find(&trace, cut, &["fsync(", "events-00000001.jsonl>"]);
+    let named = find(&trace, mended, &["fsync(", "/events>"]);
+    find(&trace, named, &["pwrite64(", "x-test-id=a"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{SUBJECT, assert_error, config, connect, message, message_to};
 use futures_util::StreamExt;
 use hookgate_core::{
@@ -9,7 +11,7 @@ use hookgate_core::{
     sink::{
         PublishErrorKind::{Misconfigured, Rejected, Unavailable, Unknown},
         PublishReason::{Full, NoDestination, Other, TooLarge},
-        Sink,
+        Sink, Target,
     },
 };
 use hookgate_testkit::{
@@ -78,7 +80,7 @@ async fn a_full_stream_is_unavailable_until_there_is_room() {
 /// A message that takes more than half and less than the whole of 1000 bytes, headers included.
 fn sized(id: &str) -> hookgate_core::message::Message {
     let event = TestEvent::new(id).body(vec![b'x'; 300]);
-    event.to(&common::id(), &hookgate_core::sink::Target::Subject(SUBJECT.to_owned()))
+    event.to(&common::id(), &Target::Subject(SUBJECT.to_owned()))
 }
 
 #[tokio::test]
@@ -86,7 +88,7 @@ async fn a_message_larger_than_the_stream_takes_is_rejected() {
     let (_server, connected) =
         server_with(&json!({ "name": "HOOKS", "subjects": ["hooks.>"], "max_msg_size": 2000 })).await;
     let large = TestEvent::new("large").body(vec![b'x'; 2001]);
-    let large = large.to(&common::id(), &hookgate_core::sink::Target::Subject(SUBJECT.to_owned()));
+    let large = large.to(&common::id(), &Target::Subject(SUBJECT.to_owned()));
     let error = connected.publish_badly(&large).await;
     assert_error(&error, Rejected, TooLarge, &["message size exceeds maximum allowed"]);
     connected.publish_well(&message("small")).await;
@@ -97,7 +99,7 @@ async fn a_message_larger_than_the_server_takes_is_rejected_without_losing_the_c
     let server = common::server_with_stream().await;
     let connected = connect(&config(&server.url(), "")).await;
     let large = TestEvent::new("large").body(vec![b'x'; 1024 * 1024]);
-    let large = large.to(&common::id(), &hookgate_core::sink::Target::Subject(SUBJECT.to_owned()));
+    let large = large.to(&common::id(), &Target::Subject(SUBJECT.to_owned()));
     let error = connected.publish_badly(&large).await;
     assert_error(&error, Rejected, TooLarge, &["limit of 1048576"]);
     connected.publish_well(&message("small")).await;
@@ -110,7 +112,7 @@ async fn a_limit_that_the_server_lowered_meanwhile_is_learnt_with_the_next_conne
     let connected = connect(&config(&server.url(), "")).await;
     server.reconfigure(NatsConfig { max_payload: 4096, ..NatsConfig::default() }).await;
     let large = TestEvent::new("large").body(vec![b'x'; 8000]);
-    let large = large.to(&common::id(), &hookgate_core::sink::Target::Subject(SUBJECT.to_owned()));
+    let large = large.to(&common::id(), &Target::Subject(SUBJECT.to_owned()));
     let error = connected.publish_badly(&large).await;
     assert_eq!(error.kind, Unknown, "the server ends the connection without an answer");
     connected.recovers().await;
@@ -179,9 +181,9 @@ async fn an_answer_of_somebody_else_earns_no_receipt() {
 async fn nobody_waits_for_a_leader_beyond_the_deadline() {
     let server = NatsServer::start(NatsConfig::default()).await;
     let connected = connect(&config(&server.url(), "")).await;
-    let started = std::time::Instant::now();
-    let deadline = Deadline::after(std::time::Duration::from_millis(200));
+    let started = Instant::now();
+    let deadline = Deadline::after(Duration::from_millis(200));
     let error = connected.sink.publish(&message("1"), deadline).await.expect_err("there is no stream");
     assert_error(&error, Misconfigured, NoDestination, &[]);
-    assert!(started.elapsed() < std::time::Duration::from_millis(400));
+    assert!(started.elapsed() < Duration::from_millis(400));
 }

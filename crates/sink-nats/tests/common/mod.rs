@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file is a program of its own and uses a part of this")]
 
+pub(crate) mod jwt;
+
 use std::{sync::Arc, time::Duration};
 
 use hookgate_core::{
@@ -9,7 +11,7 @@ use hookgate_core::{
     limits::Deadline,
     message::Message,
     observe::Chain,
-    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
+    secret::{ResolveSecret, Secret, SecretOrigin, SecretRef, SecretSlot},
     sink::{Position, PublishError, PublishErrorKind, PublishReason, Sink, Target},
 };
 use hookgate_sink_nats::{Config, ConnectError, NatsSink};
@@ -73,8 +75,15 @@ pub(crate) fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> 
 }
 
 pub(crate) async fn try_connect(config: &Config) -> Result<Connected, ConnectError> {
+    try_connect_with(config, &mut resolve).await
+}
+
+pub(crate) async fn try_connect_with(
+    config: &Config,
+    resolve: &mut ResolveSecret<'_>,
+) -> Result<Connected, ConnectError> {
     let seen = Arc::new(Recorder::default());
-    let sink = hookgate_sink_nats::connect(id(), config, &mut resolve, seen.clone()).await?;
+    let sink = hookgate_sink_nats::connect(id(), config, resolve, seen.clone()).await?;
     Ok(Connected { sink: Arc::new(sink), seen })
 }
 
