@@ -4,15 +4,16 @@ mod common;
 
 use std::{path::PathBuf, sync::Arc};
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use common::{add_stream, assert_error, config, connect, message};
-use hookgate_core::sink::{
-    PublishErrorKind::Misconfigured,
-    PublishReason::{Auth, Tls},
+use common::{add_stream, assert_error, config, connect, jwt::Account, message};
+use hookgate_core::{
+    observe::Chain,
+    sink::{
+        PublishErrorKind::{Misconfigured, Unavailable},
+        PublishReason::{Auth, Tls},
+    },
 };
 use hookgate_testkit::nats::{NatsAccess, NatsConfig, NatsServer, NatsTls};
 use nkeys::KeyPair;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What no output may hold.
@@ -58,59 +59,16 @@ async fn an_nkey_lets_in_whoever_has_its_seed() {
     let_in_and_kept_out(&server, &line(&ours), &line(&foreign)).await;
 }
 
-/// A JWT as NATS uses it. Source: nats-io/jwt, version 2 of the claims.
-fn jwt(issuer: &KeyPair, subject: &KeyPair, kind: &str, mut claims: Value) -> String {
-    claims["type"] = kind.into();
-    claims["version"] = 2.into();
-    let claims = json!({
-        "jti": "test", "iat": 1, "iss": issuer.public_key(), "name": kind, "sub": subject.public_key(), "nats": claims,
-    });
-    let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-    let signed = format!("{}.{}", encode(&json!({ "typ": "JWT", "alg": "ed25519-nkey" })), encode(&claims));
-    let signature = issuer.sign(signed.as_bytes()).expect("it has a seed");
-    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
-}
-
 #[tokio::test]
 async fn a_credentials_file_logs_in_to_its_account() {
-    let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
-    let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-    let limits = json!({ "limits": {
-        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
-        "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
-    } });
-    let of_account = jwt(&operator, &account, "account", limits);
-    let of_system = jwt(&operator, &system, "account", json!({ "limits": { "conn": -1, "subs": -1, "leaf": -1 } }));
-    let of_user = jwt(&account, &user, "user", json!({ "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1 }));
-    let extra = format!(
-        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {of_account}, {}: {of_system} }}\n",
-        jwt(&operator, &operator, "operator", json!({})),
-        system.public_key(),
-        account.public_key(),
-        system.public_key(),
-    );
-    let server = NatsServer::start(NatsConfig { extra, ..NatsConfig::default() }).await;
-    let seed = user.seed().expect("it has one");
-    let creds = format!(
-        "-----BEGIN NATS USER JWT-----\n{of_user}\n------END NATS USER JWT------\n\n\
-         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-    );
-    // The testkit's own reader has no creds: the library makes the stream here.
-    let options = async_nats::ConnectOptions::with_credentials(&creds).expect("well formed");
-    let maker = async_nats::jetstream::new(options.connect(server.url()).await.expect("let in"));
-    let stream = async_nats::jetstream::stream::Config {
-        name: "HOOKS".to_owned(),
-        subjects: vec!["hooks.>".to_owned()],
-        ..Default::default()
-    };
-    maker.create_stream(stream).await.expect("it is made");
-
+    let account = Account::new();
+    let server = NatsServer::start(NatsConfig { extra: account.server_config(), ..NatsConfig::default() }).await;
+    account.add_stream(&server).await;
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let file = dir.path().join("relay.creds");
-    std::fs::write(&file, &creds).expect("writable");
+    std::fs::write(&file, account.creds(None)).expect("writable");
     let welcome = connect(&config(&server.url(), &format!("creds = {{ file = '{}' }}", file.display()))).await;
     assert_eq!(welcome.publish_well(&message("1")).await.offset, 1);
-    assert!(!format!("{:?}", welcome.sink).contains(&seed));
     let stranger = connect(&config(&server.url(), "")).await;
     assert_error(&stranger.publish_badly(&message("2")).await, Misconfigured, Auth, &["authorization violation"]);
 }
@@ -122,7 +80,7 @@ async fn a_login_that_the_server_changes_is_refused_until_it_is_changed_back() {
     let connected = connect(&config(&server.url(), &format!("token = '{PASSWORD}'"))).await;
     connected.publish_well(&message("1")).await;
     server.reconfigure(NatsConfig { access: NatsAccess::Token("rotated".to_owned()), ..NatsConfig::default() }).await;
-    connected.tells_down(1).await;
+    connected.is_refused().await;
     assert_error(&connected.publish_badly(&message("2")).await, Misconfigured, Auth, &[]);
     server.reconfigure(NatsConfig { access, ..NatsConfig::default() }).await;
     connected.recovers().await;
@@ -193,16 +151,83 @@ async fn a_server_that_asks_for_a_certificate_gets_ours() {
 }
 
 #[tokio::test]
+async fn without_a_ca_of_ours_a_server_is_believed_as_the_system_would() {
+    let authority = Authority::new();
+    let server = authority.server(None).await;
+    for tls in ["", "tls = {}"] {
+        let error = connect(&config(&server.url(), tls)).await.publish_badly(&message("1")).await;
+        assert_error(&error, Misconfigured, Tls, &["invalid peer certificate: UnknownIssuer"]);
+    }
+}
+
+#[tokio::test]
+async fn tls_that_is_demanded_of_a_server_without_it_shows_it_no_credentials() {
+    let server = server_for(NatsAccess::Token(PASSWORD.to_owned())).await;
+    let login = format!("token = '{PASSWORD}'");
+    let by_table = config(&server.url(), &format!("{login}\ntls = {{}}"));
+    let by_url = config(&server.url().replace("nats://", "tls://"), &login);
+    for demanding in [by_table, by_url] {
+        let connected = connect(&demanding).await;
+        assert_error(&connected.publish_badly(&message("1")).await, Unavailable, Tls, &[]);
+        assert_eq!(connected.seen.count("sink_up"), 0);
+    }
+}
+
+#[tokio::test]
+async fn with_first_the_handshake_does_not_wait_for_a_greeting() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("nats://{}", listener.local_addr().expect("it is bound"));
+    let demanding = config(&url, "tls = { first = true }");
+    let first_byte = async {
+        let (mut client, _) = listener.accept().await.expect("the sink connects");
+        tokio::io::AsyncReadExt::read_u8(&mut client).await.expect("the sink speaks first")
+    };
+    let (first_byte, _connected) = tokio::join!(first_byte, connect(&demanding));
+    assert_eq!(first_byte, 22, "a TLS handshake record");
+}
+
+#[tokio::test]
+async fn tls_needs_no_crypto_provider_of_the_process() {
+    let authority = Authority::new();
+    let server = authority.server(None).await;
+    let trusting = config(&server.url(), &format!("tls = {{ ca = '{}' }}", authority.path("ca.pem").display()));
+    connect(&trusting).await.publish_well(&message("1")).await;
+    assert!(rustls::crypto::CryptoProvider::get_default().is_none(), "somebody asked for the process's own");
+}
+
+#[tokio::test]
+async fn files_for_tls_that_cannot_be_used_are_a_start_up_error() {
+    let (ours, foreign) = (Authority::new(), Authority::new());
+    let path = |authority: &Authority, name| authority.path(name).display().to_string();
+    let (cert, key) = (path(&ours, "client.pem"), path(&ours, "client.key"));
+    for (line, at, words) in [
+        (format!("ca = '{key}'"), "tls.ca", "holds no certificate"),
+        (format!("cert = '{key}', key = '{key}'"), "tls.cert", "holds no certificate"),
+        (format!("cert = '{cert}', key = '{cert}'"), "tls.key", "as PEM"),
+        (format!("cert = '{cert}', key = '{}'", path(&foreign, "client.key")), "tls.key", "with the private key"),
+    ] {
+        let config = config("nats://127.0.0.1:1", &format!("tls = {{ {line} }}"));
+        let error = common::try_connect(&config).await.err().unwrap_or_else(|| panic!("{line}"));
+        let chain = Chain(&error).to_string();
+        assert_eq!(error.key, at, "{chain}");
+        assert!(chain.contains(words), "{chain}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_config_names_and_is_not_there_is_a_start_up_error() {
+    let seed_of_an_account = KeyPair::new_account().seed().expect("it has one");
     for (line, key) in [
         ("tls = { ca = 'missing.pem' }", "tls.ca"),
         ("creds = { file = 'missing.creds' }", "creds"),
         ("creds = 'no creds at all'", "creds"),
         ("nkey = 'no seed at all'", "nkey"),
+        (&format!("nkey = '{seed_of_an_account}'"), "nkey"),
     ] {
         let error =
             common::try_connect(&config("nats://127.0.0.1:1", line)).await.err().unwrap_or_else(|| panic!("{line}"));
         assert_eq!(error.key, key, "{line}");
-        assert!(!format!("{error:?} {error}").contains("at all"), "{error:?}");
+        let printed = format!("{error:?} {}", Chain(&error));
+        assert!(!printed.contains("at all") && !printed.contains(&seed_of_an_account), "{printed}");
     }
 }

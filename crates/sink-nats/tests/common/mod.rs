@@ -123,6 +123,12 @@ impl Connected {
         wait_until(LIMIT, "the sink can publish", probe).await;
     }
 
+    /// Waits until the sink knows that the server refuses us; at first it may know only that the connection is gone.
+    pub(crate) async fn is_refused(&self) {
+        let refused = async || self.sink.probe(ample()).await.is_err_and(|error| error.reason == PublishReason::Auth);
+        wait_until(LIMIT, "the sink knows that the server refuses us", refused).await;
+    }
+
     /// Waits until the sink has told that it cannot publish, this many times.
     pub(crate) async fn tells_down(&self, times: usize) {
         wait_until(LIMIT, "the sink tells that it is down", async || self.seen.count("sink_down") >= times).await;
