@@ -1,6 +1,10 @@
 //! An event: one webhook as it was received, with its identity and what is known about it.
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -149,6 +153,18 @@ impl Event {
     pub fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.as_str())
     }
+
+    /// [`Self::received_at`] as RFC 3339 with milliseconds. A time that it cannot say is told as the nearest that it can: a
+    /// clock that is wrong must not lose events.
+    pub fn received_at_rfc3339(&self) -> String {
+        rfc3339(self.received_at)
+    }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    const LAST_SECOND_OF_9999: Duration = Duration::from_secs(253_402_300_799);
+    let time = time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LAST_SECOND_OF_9999);
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// Lower-case hexadecimal.
@@ -167,6 +183,13 @@ mod tests {
         let key = |source: &str, id: &str| EventKey::new(&SourceId::new(0, source), &EventId::from_text(id.to_owned()));
         assert_ne!(key("ab", "c"), key("a", "bc"));
         assert_eq!(key("a", "b"), key("a", "b"));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_still_gives_a_time() {
+        let days = |count: u64| Duration::from_secs(count * 24 * 60 * 60);
+        assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - days(1)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + days(4_000_000)), "9999-12-31T23:59:59.000Z");
     }
 
     #[test]

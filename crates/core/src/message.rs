@@ -37,7 +37,7 @@ impl Message {
     /// in its HTTP binding, section 3.1.3.2.
     pub fn for_each_header(&self, mut each: impl FnMut(&str, &str)) {
         let event = &*self.event;
-        let received_at = humantime::format_rfc3339_millis(event.received_at).to_string();
+        let received_at = event.received_at_rfc3339();
         each("ce-specversion", "1.0");
         each("ce-id", event.id.as_str());
         each("ce-source", &attribute_value(event.source.name()));
