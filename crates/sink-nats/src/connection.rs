@@ -177,10 +177,11 @@ impl Dialer {
             // One is the least that can be said: zero means no limit.
             .max_reconnects(1);
         let access = Arc::clone(&self.access);
-        let prepared = tokio::task::spawn_blocking(move || access.apply(options)).await;
-        let options = prepared
-            .expect("reading files does not panic, and the runtime outlives its tasks")
-            .map_err(|error| Disconnected::unprepared(&url, &error))?;
+        // It is not carried out when the runtime is being shut down.
+        let Ok(prepared) = tokio::task::spawn_blocking(move || access.apply(options)).await else {
+            return Err(Disconnected::silent(&url));
+        };
+        let options = prepared.map_err(|error| Disconnected::unprepared(&url, &error))?;
         let client = options.connect(server.clone()).await.map_err(|error| Disconnected::refused(&url, &error))?;
         let nowhere: ServerAddr = NOWHERE.parse().expect("the constant is an address");
         client.set_server_pool(nowhere).await.map_err(|_| Disconnected::lost(&url, None))?;
@@ -218,7 +219,8 @@ fn events() -> (broadcast::Sender<Signal>, Ending, impl Fn(Event) -> future::Rea
         if let Event::ServerError(error) = event {
             let words = match error {
                 ServerError::Other(words) => words,
-                known => known.to_string(),
+                // The library puts its own name before words that it knows.
+                known => known.to_string().trim_start_matches("nats: ").to_owned(),
             };
             match denial(&words) {
                 // Nobody may be in flight.
@@ -366,3 +368,6 @@ impl Live {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
