@@ -2,7 +2,7 @@
 //!
 //! Every type reads a string too, since an environment variable is always text.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -34,6 +34,17 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+/// A name that is none, with the one that was probably meant, or all that there are.
+pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let distance = |candidate: &&&str| strsim::damerau_levenshtein(name, candidate);
+    let nearest = known.iter().min_by_key(distance).filter(|candidate| distance(candidate) <= 1 + name.len() / 3);
+    match nearest {
+        Some(nearest) => format!("there is no {what} {name:?}; did you mean {nearest:?}?"),
+        None if known.is_empty() => format!("there is no {what} {name:?}"),
+        None => format!("there is no {what} {name:?}; known: {}", known.join(", ")),
     }
 }
 
@@ -100,11 +111,65 @@ pub mod duration {
         serializer.collect_str(&humantime::format_duration(*duration))
     }
 
-    fn parse(text: &str) -> Result<Duration, String> {
+    /// # Errors
+    /// When `text` is no duration with a unit.
+    pub fn parse(text: &str) -> Result<Duration, String> {
         humantime::parse_duration(text).map_err(|_| {
             format!("{text:?} is not a duration; write a number and a unit, like \"2500ms\", \"10s\" or \"24h\"")
         })
     }
+}
+
+/// The same for a duration that may be absent.
+pub mod optional_duration {
+    use super::{Deserializer, Duration, Serializer, duration};
+
+    /// # Errors
+    /// When the value is no duration with a unit.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        duration::deserialize(deserializer).map(Some)
+    }
+
+    /// # Errors
+    /// Only those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => duration::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+/// One value, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrList<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for TextOrList<T> {
+            type Value = OneOrMany<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one text, or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany<T>, E> {
+                T::deserialize(de::value::StrDeserializer::new(text)).map(|value| OneOrMany(vec![value]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<OneOrMany<T>, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(OneOrMany)
+            }
+        }
+        deserializer.deserialize_any(TextOrList(PhantomData))
+    }
+}
+
+/// Reads any scalar as the text that the operator wrote.
+pub(crate) fn text<'de, D: Deserializer<'de>>(expected: &'static str, deserializer: D) -> Result<String, D::Error> {
+    deserializer.deserialize_any(Lenient { expected, parse: |text| Ok(text.to_owned()) })
 }
 
 /// Reads a count, also from the text of an environment variable; for `#[serde(deserialize_with = "…")]`.

@@ -126,6 +126,8 @@ pub struct Event {
     pub source: SourceId,
     /// What it is called.
     pub id: EventId,
+    /// Which candidate of the source's `event_id` gave it, counted from 0.
+    pub id_candidate: usize,
     /// Source and id as one fixed-size key.
     pub key: EventKey,
     /// What happened, like `openclaw.run.finished`.

@@ -3,6 +3,7 @@
 use crate::{
     auth::AuthFailure,
     event::{EventId, EventKey},
+    handshake::HandshakeReply,
     identity::Malformed,
     route::Plan,
     sink::Receipt,
@@ -64,12 +65,27 @@ impl Accepted {
     }
 }
 
+/// The good end of a request: what is answered with a success.
+#[derive(Debug, Clone)]
+pub enum Answered {
+    /// It was an event, and is safe.
+    Accepted(Accepted),
+    /// It was a handshake, and its answer is this.
+    Handshake(HandshakeReply),
+}
+
 /// Why a request is not accepted. What of it the sender is told is decided where it is answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Nobody knows who sent it.
     #[error("not authenticated: {0}")]
     Unauthenticated(AuthFailure),
+    /// Its sender is known, and it is neither a POST nor a handshake.
+    #[error("neither an event nor a handshake")]
+    NotAnEvent,
+    /// It asked us to confirm a subscription, and the provider did not take the confirmation.
+    #[error("the subscription could not be confirmed")]
+    NotConfirmed,
     /// It is no event.
     #[error(transparent)]
     Malformed(Malformed),

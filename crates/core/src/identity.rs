@@ -124,10 +124,50 @@ impl Serialize for IdCandidate {
     }
 }
 
+/// One candidate for the event type.
+#[derive(Debug, Clone)]
+pub enum TypeRule {
+    /// The text at this place, as the sender wrote it; printable ASCII of at most 128 bytes. Written as the place.
+    From(FieldRef),
+    /// A name of our own, when the event's fields are as stated. Written as a table.
+    When(NamedType),
+}
+
+impl<'de> Deserialize<'de> for TypeRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PlaceOrTable;
+        impl<'de> de::Visitor<'de> for PlaceOrTable {
+            type Value = TypeRule;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a place like \"header:x-event\", or a table { name = \"…\", present = […], equal = […] }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TypeRule, E> {
+                FieldRef::parse(text).map(TypeRule::From).map_err(E::custom)
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<TypeRule, A::Error> {
+                NamedType::deserialize(de::value::MapAccessDeserializer::new(map)).map(TypeRule::When)
+            }
+        }
+        deserializer.deserialize_any(PlaceOrTable)
+    }
+}
+
+impl Serialize for TypeRule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::From(field) => field.serialize(serializer),
+            Self::When(named) => named.serialize(serializer),
+        }
+    }
+}
+
 /// Gives an event its type when its fields are as stated.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct TypeRule {
+pub struct NamedType {
     /// The event type, like `openclaw.run.finished`.
     pub name: String,
     /// Places that must hold a value.
@@ -173,15 +213,18 @@ enum Candidate {
 }
 
 #[derive(Debug)]
-struct Type {
-    name: Arc<str>,
-    present: Vec<Field>,
-    equal: Vec<(Field, String)>,
+enum Type {
+    From(Field),
+    When { name: Arc<str>, present: Vec<Field>, equal: Vec<(Field, String)> },
 }
+
+/// Longest event type that is taken from a sender, in bytes.
+const TYPE_LEN_MAX: usize = 128;
 
 /// What [`Identity`] found.
 pub(crate) struct Identified {
     pub(crate) id: EventId,
+    pub(crate) id_candidate: usize,
     pub(crate) event_type: Arc<str>,
     pub(crate) attributes: Vec<(Arc<str>, String)>,
 }
@@ -219,12 +262,15 @@ impl Identity {
         }
         let mut rules = Vec::new();
         for rule in types {
-            rules.push(Type {
-                name: rule.name.as_str().into(),
-                present: rule.present.iter().map(&mut field).collect::<Result<_, _>>()?,
-                equal: (rule.equal.iter())
-                    .map(|equal| Ok::<_, String>((field(&equal.field)?, equal.value.clone())))
-                    .collect::<Result<_, _>>()?,
+            rules.push(match rule {
+                TypeRule::From(place) => Type::From(field(place)?),
+                TypeRule::When(named) => Type::When {
+                    name: named.name.as_str().into(),
+                    present: named.present.iter().map(&mut field).collect::<Result<_, _>>()?,
+                    equal: (named.equal.iter())
+                        .map(|equal| Ok::<_, String>((field(&equal.field)?, equal.value.clone())))
+                        .collect::<Result<_, _>>()?,
+                },
             });
         }
         let mut named = Vec::new();
@@ -250,8 +296,10 @@ impl Identity {
             Err(_) => self.paths.absent(),
         };
         let request = Fields { headers, values };
+        let (id_candidate, id) = self.event_id(&request, body)?;
         Ok(Identified {
-            id: self.event_id(&request, body)?,
+            id,
+            id_candidate,
             event_type: self.event_type(&request),
             attributes: self.attributes(&request),
         })
@@ -264,13 +312,13 @@ impl Identity {
         self.paths.read(body)
     }
 
-    fn event_id(&self, request: &Fields<'_>, body: &[u8]) -> Result<EventId, Malformed> {
-        for candidate in &self.id {
+    fn event_id(&self, request: &Fields<'_>, body: &[u8]) -> Result<(usize, EventId), Malformed> {
+        for (place, candidate) in self.id.iter().enumerate() {
             match candidate {
-                Candidate::BodySha256 => return Ok(EventId::of_body(body)),
+                Candidate::BodySha256 => return Ok((place, EventId::of_body(body))),
                 Candidate::Fields(fields) => {
                     if let Some(id) = request.id_of(fields)? {
-                        return Ok(id);
+                        return Ok((place, id));
                     }
                 }
             }
@@ -279,12 +327,15 @@ impl Identity {
     }
 
     fn event_type(&self, request: &Fields<'_>) -> Arc<str> {
-        let holds = |rule: &&Type| {
-            rule.present.iter().all(|field| request.text(field).is_some())
-                && rule.equal.iter().all(|(field, value)| request.text(field) == Some(value))
+        let name = |rule: &Type| match rule {
+            Type::From(field) => request.text(field).filter(|text| is_type(text)).map(Arc::from),
+            Type::When { name, present, equal } => {
+                let holds = present.iter().all(|field| request.text(field).is_some())
+                    && equal.iter().all(|(field, value)| request.text(field) == Some(value));
+                holds.then(|| Arc::clone(name))
+            }
         };
-        let rule = self.types.iter().find(holds);
-        Arc::clone(rule.map_or(&self.default_type, |rule| &rule.name))
+        self.types.iter().find_map(name).unwrap_or_else(|| Arc::clone(&self.default_type))
     }
 
     fn attributes(&self, request: &Fields<'_>) -> Vec<(Arc<str>, String)> {
@@ -295,6 +346,10 @@ impl Identity {
         let named = self.attributes.iter().filter_map(|(name, places)| Some((Arc::clone(name), value(places)?)));
         named.collect()
     }
+}
+
+fn is_type(text: &str) -> bool {
+    text.len() <= TYPE_LEN_MAX && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
 }
 
 /// The headers and the watched body values of one request.
@@ -343,6 +398,12 @@ impl Fields<'_> {
         }
         Ok(Some(EventId::from_text(id)))
     }
+}
+
+/// Whether the body is said to be of `media_type`, whatever its parameters.
+pub(crate) fn media_type_is(headers: &HeaderMap, media_type: &str) -> bool {
+    let value = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(media_type)
 }
 
 /// What is escaped in the values and names of an id: everything that is not printable ASCII, and what an id is built with.

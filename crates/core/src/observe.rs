@@ -5,7 +5,7 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    auth::AuthFailure,
+    auth::{AuthFailure, Proof},
     event::{Event, SinkId, SourceId},
     sink::{PublishError, PublishErrorKind, PublishReason},
 };
@@ -53,7 +53,42 @@ pub enum Observation<'a> {
         /// Why.
         reason: Rejection,
     },
+    /// A request was refused since nobody knows who sent it.
+    SenderRefused {
+        /// Whose path it was.
+        source: &'a SourceId,
+        /// Why.
+        reason: AuthFailure,
+    },
     /// A request was authenticated.
+    SenderVerified {
+        /// Whose path it was.
+        source: &'a SourceId,
+        /// By what; an operator sees from it when the old secret of a rotation is out of use.
+        proof: &'a Proof,
+    },
+    /// A request by which a provider makes sure of us was answered. It is no event.
+    HandshakeAnswered {
+        /// Whose path it was.
+        source: &'a SourceId,
+        /// The status that it was answered with.
+        status: u16,
+    },
+    /// A subscription was to be confirmed at the provider.
+    SubscriptionConfirmed {
+        /// Whose path it was.
+        source: &'a SourceId,
+        /// Why it was not, if so.
+        error: Option<&'a str>,
+    },
+    /// A document that verification needs was fetched.
+    DocumentFetched {
+        /// Where it stands.
+        url: &'a str,
+        /// Why it is not here, if so.
+        error: Option<&'a str>,
+    },
+    /// An authenticated request is an event.
     EventReceived {
         /// Who sent it.
         source: &'a SourceId,
@@ -167,11 +202,11 @@ macro_rules! labels {
 }
 
 labels! {
-    /// Why a request was refused before it became an event.
+    /// Why a request was refused before it became an event; who sent it is [`AuthFailure`]'s.
     Rejection {
         /// No source has this path.
         UnknownPath => "unknown_source",
-        /// Not a POST.
+        /// Neither a POST nor a handshake.
         Method => "method",
         /// The body is longer than the source takes.
         TooLarge => "too_large",
@@ -183,25 +218,6 @@ labels! {
         InFlightLimit => "inflight_limit",
         /// Too many body bytes in flight.
         Memory => "memory",
-        /// There was no credential.
-        CredentialMissing => "credential_missing",
-        /// The credential had the wrong form.
-        CredentialMalformed => "credential_malformed",
-        /// There was more than one credential.
-        CredentialRepeated => "credential_repeated",
-        /// The credential matches no secret.
-        CredentialMismatch => "credential_mismatch",
-    }
-}
-
-impl From<AuthFailure> for Rejection {
-    fn from(failure: AuthFailure) -> Self {
-        match failure {
-            AuthFailure::Missing => Self::CredentialMissing,
-            AuthFailure::Malformed => Self::CredentialMalformed,
-            AuthFailure::Repeated => Self::CredentialRepeated,
-            AuthFailure::Mismatch => Self::CredentialMismatch,
-        }
     }
 }
 

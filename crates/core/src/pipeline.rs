@@ -3,14 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use http::Method;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    auth::{Authenticated, Unverified},
+    auth::{Authenticated, Fetch, Request, SnsRequest, Unverified, Wanted},
     dedup::{Claim, Claimed, Memory},
     event::{Event, SourceId},
-    handoff::{Accepted, AcceptedAs, Handoff, Miss, Refused},
+    handoff::{Accepted, AcceptedAs, Answered, Handoff, Miss, Refused},
+    handshake::HandshakeReply,
     limits::Deadline,
     message::Message,
     observe::{DedupResult, Observation, Observer, Outcome},
@@ -28,9 +30,11 @@ pub struct Pipeline {
     pub memory: Arc<Memory>,
     /// Each sink with its layers, at the index of its [`crate::event::SinkId`].
     pub publishers: Vec<Arc<Publisher>>,
+    /// Gets the documents that verification needs, and confirms subscriptions.
+    pub fetch: Arc<dyn Fetch>,
     /// Who is told what happens.
     pub observer: Arc<dyn Observer>,
-    /// How long after its last byte a request is answered at the latest.
+    /// How long after its last byte a request is answered at the latest, where its source does not say.
     pub reply_deadline: Duration,
     /// Every task that an event started; empty when all of them are done.
     pub tasks: TaskTracker,
@@ -38,7 +42,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Takes a request through the pipeline, on a task of its own that goes on when the caller goes away.
-    pub fn spawn(self: &Arc<Self>, source: Arc<Source>, request: Unverified) -> JoinHandle<Result<Accepted, Refused>> {
+    pub fn spawn(self: &Arc<Self>, source: Arc<Source>, request: Unverified) -> JoinHandle<Result<Answered, Refused>> {
         let pipeline = Arc::clone(self);
         self.tasks.spawn(async move { pipeline.accept(&source, request).await })
     }
@@ -50,20 +54,29 @@ impl Pipeline {
     ///
     /// # Cancel safety
     /// None: what was published may be published again. Use [`Self::spawn`].
-    async fn accept(self: &Arc<Self>, source: &Source, request: Unverified) -> Result<Accepted, Refused> {
+    async fn accept(self: &Arc<Self>, source: &Source, request: Unverified) -> Result<Answered, Refused> {
         let started = Instant::now();
-        let deadline = Deadline::after(self.reply_deadline);
-        let request = source.verify(request).map_err(|failure| {
-            self.observer.observe(&Observation::RequestRejected { source: Some(source.id()), reason: failure.into() });
-            Refused::Unauthenticated(failure)
-        })?;
+        let deadline = Deadline::after(source.reply_deadline().unwrap_or(self.reply_deadline));
+        if let Some(reply) = source.answer_unverified(&request) {
+            return Ok(self.handshake(source, reply));
+        }
+        let request = self.verify(source, request, deadline).await?;
+        if let Some(reply) = source.answer(&request) {
+            return Ok(self.handshake(source, reply));
+        }
+        if let Some(asked) = source.sns_request(&request) {
+            return self.subscription(source, asked, deadline).await;
+        }
+        if request.method != Method::POST {
+            return Err(Refused::NotAnEvent);
+        }
         let body_bytes = request.body.len();
         self.observer.observe(&Observation::EventReceived { source: source.id(), body_bytes });
         let mut ending =
             Ending { pipeline: self, source: source.id(), event: None, started, outcome: Outcome::Failed, cause: None };
         let event = match source.identify(request) {
             Ok(event) => Arc::new(event),
-            Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))),
+            Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))).map(Answered::Accepted),
         };
         ending.event = Some(Arc::clone(&event));
         let outcome = match self.router.plan(&event) {
@@ -71,7 +84,58 @@ impl Pipeline {
             Routed::Drop(dropped) => Ok(dropped.accept(&event)),
             Routed::Reject => Err(Refused::Unrouted),
         };
-        ending.of(outcome)
+        ending.of(outcome).map(Answered::Accepted)
+    }
+
+    /// Proves who sent `request`, with what has to be fetched for that.
+    async fn verify(
+        &self,
+        source: &Source,
+        request: Unverified,
+        deadline: Deadline,
+    ) -> Result<Authenticated<Request>, Refused> {
+        for wanted in source.verifier().wanted(&request) {
+            self.fetch(wanted, deadline).await;
+        }
+        match source.verify(request) {
+            Ok(request) => {
+                self.observer.observe(&Observation::SenderVerified { source: source.id(), proof: request.proof() });
+                Ok(request)
+            }
+            Err(reason) => {
+                self.observer.observe(&Observation::SenderRefused { source: source.id(), reason });
+                Err(Refused::Unauthenticated(reason))
+            }
+        }
+    }
+
+    /// Fetches a document that verification needs. Without it the request is refused for that reason.
+    pub async fn fetch(&self, wanted: Wanted, deadline: Deadline) {
+        let url = wanted.url().to_owned();
+        let fetched = deadline.bound(wanted.fetch(&*self.fetch)).await;
+        let fetched = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        self.observer.observe(&Observation::DocumentFetched { url: &url, error: fetched.err().as_deref() });
+    }
+
+    fn handshake(&self, source: &Source, reply: HandshakeReply) -> Answered {
+        self.observer.observe(&Observation::HandshakeAnswered { source: source.id(), status: reply.status() });
+        Answered::Handshake(reply)
+    }
+
+    /// Does what an authentic message about a subscription asks for. It is never published.
+    async fn subscription(&self, source: &Source, asked: SnsRequest, deadline: Deadline) -> Result<Answered, Refused> {
+        /// The answer of the service is a short document.
+        const ANSWER_BYTES_MAX: usize = 64 * 1024;
+        let SnsRequest::Confirm(url) = asked else {
+            return Ok(self.handshake(source, HandshakeReply::empty(200)));
+        };
+        let confirmed = deadline.bound(self.fetch.get(url, ANSWER_BYTES_MAX)).await;
+        let error = confirmed.unwrap_or_else(|_| Err("no answer in time".to_owned())).err();
+        self.observer.observe(&Observation::SubscriptionConfirmed { source: source.id(), error: error.as_deref() });
+        match error {
+            None => Ok(self.handshake(source, HandshakeReply::empty(200))),
+            Some(_) => Err(Refused::NotConfirmed),
+        }
     }
 
     async fn deliver(
@@ -179,7 +243,9 @@ impl Ending<'_> {
                 AcceptedAs::Duplicate => Outcome::Duplicate,
                 AcceptedAs::Dropped => Outcome::Dropped,
             },
-            Err(Refused::Unauthenticated(_)) => unreachable!("an event is authenticated"),
+            Err(Refused::Unauthenticated(_) | Refused::NotAnEvent | Refused::NotConfirmed) => {
+                unreachable!("an event is authenticated and posted")
+            }
             Err(Refused::Malformed(_)) => Outcome::Malformed,
             Err(Refused::Unrouted) => Outcome::Unrouted,
             Err(Refused::InProgress) => Outcome::InProgress,

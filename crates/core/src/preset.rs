@@ -1,113 +1,87 @@
-//! What is known about senders: one row each. Anything written beside `preset = "…"` in the config wins.
+//! What is known about senders: one table each in `presets.toml`, in the form of a source's own. Anything written beside
+//! `preset = "…"` in the config wins.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use serde::Deserialize;
 
 use crate::{
+    auth::{SchemeConfig, VerifyConfig},
     config::ByteLimit,
-    identity::{FieldEquals, FieldRef, IdCandidate, TypeRule},
+    handshake::ChallengeConfig,
+    identity::{IdCandidate, TypeRule},
+    secret::SecretRef,
+    source::{BodyKind, Places, ReplyConfig},
 };
 
 /// What a preset fills in.
-#[derive(Debug)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Preset {
-    /// Its name in the config.
-    pub name: &'static str,
-    /// Candidates for the event id; each list is one candidate. `body-sha256` always follows.
-    event_id: &'static [&'static [&'static str]],
-    /// Event types with what must be present and what must be equal; the first that holds is taken.
-    event_types: &'static [TypeRow],
-    /// The type of an event that fits no row.
-    pub default_type: &'static str,
+    /// Where the provider describes it.
+    pub facts: String,
+    /// The schemes of the provider, without secrets and without what is the operator's own.
+    pub verify: Vec<VerifyConfig>,
+    /// Candidates for the event id.
+    #[serde(default = "body_hash")]
+    pub event_id: Vec<IdCandidate>,
+    /// Rules for the event type.
+    #[serde(default)]
+    pub event_type: Vec<TypeRule>,
     /// Attributes with the places to look at, in order.
-    attributes: &'static [(&'static str, &'static [&'static str])],
-    /// Longest body that is accepted.
-    pub max_body: ByteLimit,
+    #[serde(default)]
+    pub attributes: BTreeMap<String, Places>,
+    /// What its bodies are.
+    #[serde(default)]
+    pub body: BodyKind,
+    /// Longest body that it sends, where that is more than the server's default.
+    pub max_body: Option<ByteLimit>,
+    /// Requests by which it makes sure of its receiver.
+    #[serde(default)]
+    pub challenges: Vec<ChallengeConfig>,
+    /// The answer that it wants to an event.
+    pub reply: Option<ReplyConfig>,
+    /// The body of a test event; `$ID`, `$NOW`, `$NOW_MS` and `$RFC3339` are filled in.
+    pub sample: Option<String>,
+    /// The headers of a test event beside those of the signature.
+    #[serde(default)]
+    pub sample_headers: BTreeMap<String, String>,
 }
 
-#[derive(Debug)]
-struct TypeRow {
-    name: &'static str,
-    present: &'static [&'static str],
-    equal: &'static [(&'static str, &'static str)],
+fn body_hash() -> Vec<IdCandidate> {
+    vec![IdCandidate::BodySha256]
 }
 
-/// Every preset.
-pub const PRESETS: &[Preset] = &[OPENCLAW];
-
-/// OpenClaw's cron webhooks, releases 2026.2.17 to 2026.9.6.
-///
-/// A run is named by `jobId` and `runAtMs` in every release; `runId` is absent from most of them. One run may cause a
-/// finished event, a completion event and an alert, so the id must hold what kind of event it is: `action` and
-/// `completionStatus` tell the first two apart, `jobName` and `message` the alerts (a failure and a recovery of one run
-/// differ in the message only). Alerts of 2026.3.2 to 2026.7.35 have no `runAtMs`; their body hash is all there is.
-///
-/// Source: the compiled releases of the npm package `openclaw`, and requests captured from six of them.
-const OPENCLAW: Preset = Preset {
-    name: "openclaw",
-    event_id: &[
-        &["/action", "/completionStatus", "/jobId", "/runId"],
-        &["/action", "/completionStatus", "/jobId", "/runAtMs"],
-        &["/action", "/jobId", "/runId"],
-        &["/action", "/jobId", "/runAtMs"],
-        &["/jobName", "/message", "/jobId", "/runAtMs"],
-    ],
-    event_types: &[
-        TypeRow {
-            name: "openclaw.run.completion",
-            present: &["/jobId", "/completionStatus"],
-            equal: &[("/action", "finished")],
-        },
-        TypeRow { name: "openclaw.run.finished", present: &["/jobId"], equal: &[("/action", "finished")] },
-        // What `delivery.failureDestination` got until 2026.7.35; since then it gets the alert's form.
-        TypeRow { name: "openclaw.run.failed", present: &["/jobId", "/jobName", "/message", "/status"], equal: &[] },
-        TypeRow { name: "openclaw.alert", present: &["/jobId", "/jobName", "/message"], equal: &[] },
-    ],
-    default_type: "openclaw.unknown",
-    attributes: &[
-        ("job", &["/jobId"]),
-        ("name", &["/job/name", "/jobName"]),
-        ("status", &["/status"]),
-        ("action", &["/action"]),
-        ("completion", &["/completionStatus"]),
-        ("run_at_ms", &["/runAtMs"]),
-    ],
-    // A command job that printed 2 MB made a body of 4,001,119 bytes: the output stands in it twice.
-    max_body: ByteLimit::mib(16),
-};
+/// Every preset by its name.
+pub static PRESETS: LazyLock<BTreeMap<String, Preset>> =
+    LazyLock::new(|| toml::from_str(include_str!("presets.toml")).expect("every preset is read by a test"));
 
 impl Preset {
     /// The preset called `name`.
     pub fn find(name: &str) -> Option<&'static Self> {
-        PRESETS.iter().find(|preset| preset.name == name)
+        PRESETS.get(name)
     }
 
-    /// Candidates for the event id, in the config's form.
-    pub fn event_id(&self) -> Vec<IdCandidate> {
-        let fields = self.event_id.iter().map(|candidate| IdCandidate::Fields(fields(candidate)));
-        fields.chain([IdCandidate::BodySha256]).collect()
+    /// Its schemes, each with `secrets`; `None` when one of them has no place for secrets, or needs more than them.
+    pub fn verify_with(&self, secrets: &[SecretRef]) -> Option<Vec<VerifyConfig>> {
+        let mut verify = self.verify.clone();
+        for scheme in verify.iter_mut().flat_map(VerifyConfig::schemes_mut) {
+            *scheme.secrets_mut()? = secrets.to_vec();
+        }
+        Some(verify)
     }
 
-    /// Rules for the event type, in the config's form.
-    pub fn event_types(&self) -> Vec<TypeRule> {
-        let equals = |(place, value): &(&str, &str)| FieldEquals { field: field(place), value: (*value).to_owned() };
-        let rule = |row: &TypeRow| TypeRule {
-            name: row.name.to_owned(),
-            present: fields(row.present),
-            equal: row.equal.iter().map(equals).collect(),
-        };
-        self.event_types.iter().map(rule).collect()
+    /// Fills into `verify` what is left out there and known here.
+    pub fn fill(&self, verify: &mut [VerifyConfig]) {
+        let mut known = self.verify.clone();
+        let known: Vec<&SchemeConfig> =
+            known.iter_mut().flat_map(VerifyConfig::schemes_mut).map(|scheme| &*scheme).collect();
+        for scheme in verify.iter_mut().flat_map(VerifyConfig::schemes_mut) {
+            if let Some(preset) = known.iter().find(|preset| preset.is_like(scheme)) {
+                scheme.fill_from(preset);
+            }
+        }
     }
-
-    /// Attributes and their places, in the config's form.
-    pub fn attributes(&self) -> Vec<(String, Vec<FieldRef>)> {
-        self.attributes.iter().map(|(name, places)| ((*name).to_owned(), fields(places))).collect()
-    }
-}
-
-fn fields(places: &[&str]) -> Vec<FieldRef> {
-    places.iter().map(|place| field(place)).collect()
-}
-
-fn field(place: &str) -> FieldRef {
-    FieldRef::parse(place).expect("every preset is built by a test")
 }
 
 #[cfg(test)]
@@ -115,11 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_preset_can_be_built() {
-        for preset in PRESETS {
-            assert!(!preset.event_id().is_empty(), "{}", preset.name);
-            assert!(!preset.event_types().is_empty(), "{}", preset.name);
-            assert!(!preset.attributes().is_empty(), "{}", preset.name);
+    fn every_preset_can_be_read_and_says_where_its_facts_are() {
+        assert!(PRESETS.len() > 45, "{}", PRESETS.len());
+        for (name, preset) in PRESETS.iter() {
+            assert!(preset.facts.starts_with("https://"), "{name}");
+            assert!(!preset.verify.is_empty(), "{name}");
+            assert_eq!(preset.event_id.last(), Some(&IdCandidate::BodySha256), "{name}: an event always has an id");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_not_called_by_its_first_item() {
+        let places = |preset: &Preset| format!("{:?}", preset.event_id);
+        for (name, preset) in PRESETS.iter() {
+            assert!(!places(preset).contains("/0/"), "{name}: {}", places(preset));
         }
     }
 }

@@ -155,6 +155,7 @@ pub struct Router {
 
 #[derive(Debug)]
 struct Route {
+    name: Arc<str>,
     when: Condition,
     to: Vec<Destination>,
 }
@@ -206,7 +207,7 @@ impl Router {
             let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
             let to = compile_destinations(&format!("{key}.to"), &name, &route.to, names, &mut problems);
             if let Ok(when) = when {
-                compiled.push(Route { when, to });
+                compiled.push(Route { name: name.as_str().into(), when, to });
             }
         }
         let unrouted = match &unrouted.action {
@@ -217,6 +218,11 @@ impl Router {
             }
         };
         if problems.is_empty() { Ok(Self { routes: compiled, unrouted }) } else { Err(problems) }
+    }
+
+    /// The names of the routes that hold for `event`.
+    pub fn matching(&self, event: &Authenticated<Event>) -> Vec<String> {
+        self.routes.iter().filter(|route| route.when.holds(event)).map(|route| route.name.to_string()).collect()
     }
 
     /// The destinations of `event`: those of every route that holds, each once.

@@ -3,7 +3,12 @@
 //! A secret never shows in `Debug`, `Display` or serialized configuration. Reading files and the environment is the
 //! program's work; here are only the reference and the slot that the value is put into.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -73,6 +78,9 @@ pub struct SecretRef {
     pub name: Option<String>,
     /// Where the value is.
     pub origin: SecretOrigin,
+    /// When it ceases to be accepted, like `"2027-01-31T00:00:00Z"`: the end of a rotation that nobody has to remember.
+    /// Default: never.
+    pub not_after: Option<SystemTime>,
 }
 
 /// The place that holds a secret's value.
@@ -97,6 +105,16 @@ impl fmt::Debug for SecretOrigin {
 }
 
 impl SecretRef {
+    /// A secret that is written in the config itself.
+    pub fn literal(text: impl Into<String>) -> Self {
+        SecretRefVisitor::literal(text.into())
+    }
+
+    /// A secret in a file.
+    pub fn file(path: PathBuf) -> Self {
+        Self { name: None, origin: SecretOrigin::File(path), not_after: None }
+    }
+
     /// What this secret is called in logs and metrics.
     pub fn display_name(&self) -> String {
         match (&self.name, &self.origin) {
@@ -118,7 +136,7 @@ struct SecretRefVisitor;
 
 impl SecretRefVisitor {
     fn literal(text: String) -> SecretRef {
-        SecretRef { name: None, origin: SecretOrigin::Literal(Arc::new(Zeroizing::new(text))) }
+        SecretRef { name: None, origin: SecretOrigin::Literal(Arc::new(Zeroizing::new(text))), not_after: None }
     }
 }
 
@@ -152,16 +170,20 @@ impl<'de> de::Visitor<'de> for SecretRefVisitor {
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<SecretRef, A::Error> {
-        let (mut name, mut origin) = (None, None);
+        let (mut name, mut origin, mut not_after) = (None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             let found = match key.as_str() {
                 "name" => {
                     name = Some(map.next_value::<String>()?);
                     continue;
                 }
+                "not_after" => {
+                    not_after = Some(parse_time(&map.next_value::<String>()?).map_err(de::Error::custom)?);
+                    continue;
+                }
                 "env" => SecretOrigin::Env(map.next_value()?),
                 "file" => SecretOrigin::File(map.next_value()?),
-                _ => return Err(de::Error::unknown_field(&key, &["env", "file", "name"])),
+                _ => return Err(de::Error::unknown_field(&key, &["env", "file", "name", "not_after"])),
             };
             if origin.replace(found).is_some() {
                 return Err(de::Error::custom("a secret has one place: give either env or file"));
@@ -169,8 +191,13 @@ impl<'de> de::Visitor<'de> for SecretRefVisitor {
         }
         let origin =
             origin.ok_or_else(|| de::Error::custom("a secret needs { env = \"NAME\" } or { file = \"PATH\" }"))?;
-        Ok(SecretRef { name, origin })
+        Ok(SecretRef { name, origin, not_after })
     }
+}
+
+fn parse_time(text: &str) -> Result<SystemTime, String> {
+    humantime::parse_rfc3339(text)
+        .map_err(|_| format!("{text:?} is not a time; write it in UTC, like \"2027-01-31T00:00:00Z\""))
 }
 
 impl Serialize for SecretRef {
@@ -186,21 +213,48 @@ impl Serialize for SecretRef {
         if let Some(name) = &self.name {
             map.serialize_entry("name", name)?;
         }
+        if let Some(not_after) = self.not_after {
+            map.serialize_entry("not_after", &humantime::format_rfc3339(not_after).to_string())?;
+        }
         map.end()
     }
 }
+
+/// Whether the text of a secret has the form that its user needs; `Err` says what is wrong without saying the text.
+pub type CheckForm = fn(&[u8]) -> Result<(), String>;
 
 /// A live secret: read by every request, replaced when its file changes.
 #[derive(Debug)]
 pub struct SecretSlot {
     name: Arc<str>,
     current: ArcSwap<Secret>,
+    not_after: Option<SystemTime>,
+    form: OnceLock<CheckForm>,
 }
 
 impl SecretSlot {
     /// A slot called `name` (as in [`SecretRef::display_name`]) that holds `secret`.
     pub fn new(name: impl Into<Arc<str>>, secret: Secret) -> Self {
-        Self { name: name.into(), current: ArcSwap::from_pointee(secret) }
+        Self { name: name.into(), current: ArcSwap::from_pointee(secret), not_after: None, form: OnceLock::new() }
+    }
+
+    /// The same slot, accepted until `not_after`.
+    #[must_use]
+    pub fn until(self, not_after: Option<SystemTime>) -> Self {
+        Self { not_after, ..self }
+    }
+
+    /// Demands that this and every later value has a form. One slot has one user, so the first demand stays.
+    ///
+    /// # Errors
+    /// What is wrong with the value in use.
+    pub fn demand(&self, form: CheckForm) -> Result<(), String> {
+        self.form.get_or_init(|| form)(self.current().expose())
+    }
+
+    /// Whether it is accepted at `now`.
+    pub fn is_live(&self, now: SystemTime) -> bool {
+        self.not_after.is_none_or(|end| now <= end)
     }
 
     /// The operator's name for this secret.
@@ -214,8 +268,15 @@ impl SecretSlot {
     }
 
     /// Puts a new value in place; requests that are being verified finish with the one they began with.
-    pub fn replace(&self, secret: Secret) {
+    ///
+    /// # Errors
+    /// When it has not the form that was demanded; the old value stays.
+    pub fn replace(&self, secret: Secret) -> Result<(), String> {
+        if let Some(form) = self.form.get() {
+            form(secret.expose())?;
+        }
         self.current.store(Arc::new(secret));
+        Ok(())
     }
 }
 
@@ -258,6 +319,29 @@ mod tests {
         assert!(parse(r#"{"name":"a"}"#).is_err());
         let unknown = parse(r#"{"evn":"A"}"#).expect_err("misspelt").to_string();
         assert!(unknown.contains("evn"), "{unknown}");
+    }
+
+    #[test]
+    fn a_secret_ends_when_the_config_says_so() {
+        let reference = parse(r#"{"env":"A","not_after":"2027-01-31T00:00:00Z"}"#).expect("valid");
+        let slot = SecretSlot::new("a", Secret::new("x").expect("not empty")).until(reference.not_after);
+        let end = humantime::parse_rfc3339("2027-01-31T00:00:00Z").expect("a time");
+        assert!(slot.is_live(end) && !slot.is_live(end + std::time::Duration::from_secs(1)));
+        assert!(serde_json::to_string(&reference).expect("plain data").contains("2027-01-31T00:00:00Z"));
+        let wrong = parse(r#"{"env":"A","not_after":"31.1.2027"}"#).expect_err("no time").to_string();
+        assert!(wrong.contains("31.1.2027") && wrong.contains("2027-01-31T00:00:00Z"), "{wrong}");
+    }
+
+    #[test]
+    fn a_new_value_in_the_wrong_form_is_not_put_in_place() {
+        let digits: CheckForm =
+            |text| if text.iter().all(u8::is_ascii_digit) { Ok(()) } else { Err("is not digits".to_owned()) };
+        let slot = SecretSlot::new("pin", Secret::new("12").expect("not empty"));
+        assert_eq!(slot.demand(digits), Ok(()));
+        assert_eq!(slot.replace(Secret::new("x").expect("not empty")), Err("is not digits".to_owned()));
+        assert_eq!(slot.current().expose(), b"12");
+        assert_eq!(slot.replace(Secret::new("34").expect("not empty")), Ok(()));
+        assert_eq!(slot.current().expose(), b"34");
     }
 
     #[test]

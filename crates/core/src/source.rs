@@ -1,17 +1,18 @@
 //! A source: who sends, how that is proved, and how its requests become events.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, header};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    auth::{AuthFailure, Authenticated, Request, Unverified, Verifier, VerifyConfig},
-    config::{ByteLimit, Problem},
+    auth::{self, AuthFailure, Authenticated, Draft, Request, SnsRequest, Unverified, Verifier, VerifyConfig},
+    config::{self, ByteLimit, OneOrMany, Problem},
     event::{Event, EventKey, SourceId},
+    handshake::{ChallengeConfig, HandshakeReply, Handshakes, Origins, WebhookRate},
     identity::{FieldRef, IdCandidate, Identity, Malformed, TypeRule},
     preset::{PRESETS, Preset},
-    secret::ResolveSecret,
+    secret::{ResolveSecret, SecretRef, SecretSlot},
     trace::Trace,
 };
 
@@ -21,11 +22,15 @@ use crate::{
 pub struct SourceConfig {
     /// The path that this source posts to, like `"/openclaw/webhook"`. Exact: there are no patterns and no redirects.
     pub path: String,
-    /// Fills `event_id`, `event_type`, `attributes` and `max_body` for a sender that is known. What is written beside it
-    /// wins; `attributes` are merged name by name.
+    /// Fills in what is known of a sender: `event_id`, `event_type`, `attributes`, `body`, `max_body`, `challenges`, `reply`,
+    /// and the parameters of the schemes in `verify`. What is written beside it wins; `attributes` are merged name by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
+    /// The secrets of the preset's own scheme: short for a `verify` list with that scheme alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretRef>,
     /// How the sender is verified: any one entry suffices; a list inside the list means all of its schemes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<VerifyConfig>,
     /// Candidates for the event id, in order; the first whose places all hold a value is taken, and which one it was is
     /// part of the id. Default: `["body-sha256"]`, so that only an exact repeat is one.
@@ -37,17 +42,60 @@ pub struct SourceConfig {
     /// Values for routes, templates and consumers: a name and the place (or places, in order) to read it from.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Places>,
-    /// `"json"` refuses every other body with 400. Default: `"any"`, since a body that nobody can read is still worth
-    /// more in the queue than lost.
-    #[serde(default)]
-    pub body: BodyKind,
+    /// `"json"` refuses every other body with 400. Default: the preset's, else `"any"`, since a body that nobody can read is
+    /// still worth more in the queue than lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<BodyKind>,
     /// Longest body accepted from this source. Default: the preset's, else `server.max_body`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<ByteLimit>,
     /// Request headers that travel on with the event. Credentials, and names that hookgate or a broker sets, cannot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forward_headers: Vec<String>,
+    /// How long after its last byte a request of this source is answered at the latest. Default: `server.reply_deadline`.
+    #[serde(default, with = "config::optional_duration", skip_serializing_if = "Option::is_none")]
+    pub reply_deadline: Option<Duration>,
+    /// What an accepted event is answered with, for senders that read it. Default: the preset's, else 200 and a JSON document
+    /// with the event's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<ReplyConfig>,
+    /// Requests by which the sender makes sure of us, and the answers to them; they are never published. Default: the
+    /// preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub challenges: Option<Vec<ChallengeConfig>>,
+    /// Texts that the operator made up and gave to the provider, for challenges that ask for one (Meta's "verify token").
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub challenge_secrets: Vec<SecretRef>,
+    /// Origins that get permission to send by a CloudEvents OPTIONS request, or `"*"`. Default: none, and the request is
+    /// answered 405. Source: CloudEvents 1.0.2, HTTP 1.1 Web Hooks, section 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhook_origins: Vec<String>,
+    /// The rate that they are told, in requests a minute, or `"*"`. Default: `"*"` to those that ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook_rate: Option<WebhookRate>,
 }
+
+/// The answer to an accepted event.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplyConfig {
+    /// 200 (default), 201, 202 or 204.
+    #[serde(default = "ok")]
+    pub status: u16,
+    /// The body. Default: a JSON document with the event's id; with status 204 there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// The body's content type. Default: `"text/plain"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+}
+
+fn ok() -> u16 {
+    200
+}
+
+/// The statuses that providers take for a success.
+pub(crate) const SUCCESSES: [u16; 4] = [200, 201, 202, 204];
 
 /// What a source's bodies are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -61,29 +109,20 @@ pub enum BodyKind {
 }
 
 /// The places that an attribute is read from; written as one string or as a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Places(pub Vec<FieldRef>);
+pub type Places = OneOrMany<FieldRef>;
 
-impl<'de> Deserialize<'de> for Places {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMany;
-        impl<'de> de::Visitor<'de> for OneOrMany {
-            type Value = Places;
+/// What a source shares with all others.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The server's own limit of a body.
+    pub max_body: ByteLimit,
+    /// What schemes need to know of the server.
+    pub auth: auth::Context,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a place like \"/job/name\" or \"header:x-event\", or a list of places")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Places, E> {
-                FieldRef::parse(text).map(|field| Places(vec![field])).map_err(E::custom)
-            }
-
-            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Places, A::Error> {
-                Vec::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(Places)
-            }
-        }
-        deserializer.deserialize_any(OneOrMany)
+impl From<ByteLimit> for Surroundings {
+    fn from(max_body: ByteLimit) -> Self {
+        Self { max_body, auth: auth::Context::default() }
     }
 }
 
@@ -97,20 +136,25 @@ pub struct Source {
     identity: Identity,
     forward_headers: Vec<(HeaderName, Arc<str>)>,
     attribute_names: Vec<String>,
+    handshakes: Handshakes,
+    /// The shared secrets of all schemes, for handshakes that are answered with one.
+    secrets: Vec<Arc<SecretSlot>>,
+    reply: Option<ReplyConfig>,
+    reply_deadline: Option<Duration>,
 }
 
 /// The type of an event of a source that has no preset and no rule that holds.
 const DEFAULT_EVENT_TYPE: &str = "webhook";
 
 impl Source {
-    /// Checks and prepares `config`. `max_body` is the server's own limit.
+    /// Checks and prepares `config`.
     ///
     /// # Errors
     /// Every problem found; keys are relative to the source's table.
     pub fn compile(
         id: SourceId,
         config: &SourceConfig,
-        max_body: ByteLimit,
+        surroundings: &Surroundings,
         resolve: &mut ResolveSecret<'_>,
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
@@ -118,42 +162,62 @@ impl Source {
         let preset = config.preset.as_deref().and_then(|name| {
             let found = Preset::find(name);
             if found.is_none() {
-                let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
-                let message = format!("there is no preset {name:?}; known: {}", known.join(", "));
-                problems.push(Problem::new("preset", message));
+                let known: Vec<_> = PRESETS.keys().map(String::as_str).collect();
+                problems.push(Problem::new("preset", config::unknown("preset", name, &known)));
             }
             found
         });
-        let verifier = Verifier::compile(&config.verify, resolve);
-        let verifier = verifier.map_err(|found| problems.extend(found.into_iter().map(|p| p.within("verify"))));
+        let verifier = compile_verifier(config, preset, surroundings, resolve, &mut problems);
         let forward_headers = check_forwarded(&config.forward_headers, &mut problems);
         let attributes = merged_attributes(preset, &config.attributes);
         problems.extend(attributes.iter().filter_map(|(name, places)| check_attribute(name, places)));
         let attribute_names = attributes.iter().map(|(name, _)| name.clone()).collect();
         let event_id = match (&config.event_id, preset) {
             (Some(candidates), _) => candidates.clone(),
-            (None, Some(preset)) => preset.event_id(),
+            (None, Some(preset)) => preset.event_id.clone(),
             (None, None) => vec![IdCandidate::BodySha256],
         };
         if event_id.is_empty() {
             problems.push(Problem::new("event_id", "is empty; give a place to read it from, or \"body-sha256\""));
         }
-        let types = config.event_type.clone().or_else(|| preset.map(Preset::event_types)).unwrap_or_default();
-        for rule in types.iter().filter(|rule| rule.name.is_empty()) {
-            problems.push(Problem::new("event_type", format!("a rule has no name: {rule:?}")));
+        let types = config.event_type.clone().or_else(|| preset.map(|preset| preset.event_type.clone()));
+        let types = types.unwrap_or_default();
+        for rule in &types {
+            if matches!(rule, TypeRule::When(named) if named.name.is_empty()) {
+                problems.push(Problem::new("event_type", format!("a rule has no name: {rule:?}")));
+            }
         }
-        let default_type = preset.map_or(DEFAULT_EVENT_TYPE, |preset| preset.default_type);
-        let identity = Identity::compile(&event_id, &types, default_type, &attributes, config.body == BodyKind::Json);
+        let body = config.body.or(preset.map(|preset| preset.body)).unwrap_or_default();
+        let identity = Identity::compile(&event_id, &types, DEFAULT_EVENT_TYPE, &attributes, body == BodyKind::Json);
         let identity = identity.map_err(|message| problems.push(Problem::new("attributes", message)));
+        let challenges = config.challenges.clone().or_else(|| preset.map(|preset| preset.challenges.clone()));
+        let origins = Origins { allowed: config.webhook_origins.clone(), rate: config.webhook_rate.clone() };
+        let handshakes = Handshakes::compile(
+            &challenges.unwrap_or_default(),
+            &config.challenge_secrets,
+            origins,
+            body == BodyKind::Json,
+            resolve,
+            &mut problems,
+        );
+        let reply = config.reply.clone().or_else(|| preset.and_then(|preset| preset.reply.clone()));
+        problems.extend(reply.as_ref().and_then(check_reply));
         match (verifier, identity) {
-            (Ok(verifier), Ok(identity)) if problems.is_empty() => Ok(Self {
+            (Some(verifier), Ok(identity)) if problems.is_empty() => Ok(Self {
                 id,
                 path: config.path.clone(),
-                max_body: config.max_body.or(preset.map(|preset| preset.max_body)).unwrap_or(max_body),
+                max_body: config
+                    .max_body
+                    .or(preset.and_then(|preset| preset.max_body))
+                    .unwrap_or(surroundings.max_body),
+                secrets: verifier.secrets(),
                 verifier,
                 identity,
                 forward_headers,
                 attribute_names,
+                handshakes,
+                reply,
+                reply_deadline: config.reply_deadline,
             }),
             _ => Err(problems),
         }
@@ -179,6 +243,50 @@ impl Source {
         &self.attribute_names
     }
 
+    /// The answer to an accepted event, where it is not the usual one.
+    pub fn reply(&self) -> Option<&ReplyConfig> {
+        self.reply.as_ref()
+    }
+
+    /// How long after its last byte a request is answered at the latest, where that is not the server's own limit.
+    pub fn reply_deadline(&self) -> Option<Duration> {
+        self.reply_deadline
+    }
+
+    /// What verifies its requests.
+    pub fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// The methods besides POST that it answers, for handshakes.
+    pub fn handshake_methods(&self) -> Vec<Method> {
+        self.handshakes.methods()
+    }
+
+    /// The answer to a handshake that no scheme covers, if `request` is one. Nothing in it is known to be true: the answer
+    /// gives away what the provider demands that anybody may ask, and changes nothing.
+    pub fn answer_unverified(&self, request: &Unverified) -> Option<HandshakeReply> {
+        self.handshakes.unverified(request.peek(), &self.secrets)
+    }
+
+    /// The answer to a handshake, if `request` is one.
+    pub fn answer(&self, request: &Authenticated<Request>) -> Option<HandshakeReply> {
+        self.handshakes.verified(request, request.proof(), &self.secrets)
+    }
+
+    /// What an authentic message of Amazon SNS asks for besides being published.
+    pub(crate) fn sns_request(&self, request: &Authenticated<Request>) -> Option<SnsRequest> {
+        self.verifier.sns_request(request)
+    }
+
+    /// Signs `draft` as the sender would; see [`Verifier::sign`].
+    ///
+    /// # Errors
+    /// What is missing to sign it.
+    pub fn sign(&self, draft: &mut Draft) -> Result<(), String> {
+        self.verifier.sign(draft)
+    }
+
     /// Proves who sent the request.
     ///
     /// # Errors
@@ -198,6 +306,7 @@ impl Source {
                 key: EventKey::new(&self.id, &found.id),
                 source: self.id.clone(),
                 id: found.id,
+                id_candidate: found.id_candidate,
                 event_type: found.event_type,
                 attributes: found.attributes,
                 received_at: request.received_at,
@@ -258,12 +367,65 @@ fn check_forwarded(names: &[String], problems: &mut Vec<Problem>) -> Vec<(Header
 }
 
 fn merged_attributes(preset: Option<&Preset>, written: &BTreeMap<String, Places>) -> Vec<(String, Vec<FieldRef>)> {
-    let mut merged = preset.map(Preset::attributes).unwrap_or_default();
-    for (name, places) in written {
-        merged.retain(|(known, _)| known != name);
-        merged.push((name.clone(), places.0.clone()));
+    let mut merged = preset.map(|preset| preset.attributes.clone()).unwrap_or_default();
+    merged.extend(written.clone());
+    merged.into_iter().map(|(name, places)| (name, places.0)).collect()
+}
+
+/// The schemes that are written out, filled up by the preset, or those of the preset with the source's secrets.
+fn compile_verifier(
+    config: &SourceConfig,
+    preset: Option<&Preset>,
+    surroundings: &Surroundings,
+    resolve: &mut ResolveSecret<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<Verifier> {
+    let mut verify = config.verify.clone();
+    match (config.secrets.is_empty(), verify.is_empty(), preset) {
+        (true, _, Some(preset)) => preset.fill(&mut verify),
+        (true, _, None) => {}
+        (false, false, _) => {
+            problems.push(Problem::new("secrets", "and verify are two ways to say the same; give one of them"));
+            return None;
+        }
+        (false, true, Some(preset)) => match preset.verify_with(&config.secrets) {
+            Some(with_secrets) => verify = with_secrets,
+            None => {
+                problems.push(Problem::new("secrets", "are not what this preset verifies by; write a verify list"));
+                return None;
+            }
+        },
+        (false, true, None) => {
+            problems.push(Problem::new("secrets", "needs a preset that knows the scheme; else write a verify list"));
+            return None;
+        }
     }
-    merged
+    // Problems in the preset's own schemes are problems of the secrets that were put into them.
+    let within = |problem: Problem| match config.secrets.is_empty() {
+        true => problem.within("verify"),
+        false => match problem.key.split_once(".secrets") {
+            Some((_, place)) => Problem::new(format!("secrets{place}"), problem.message),
+            None => problem.within("verify"),
+        },
+    };
+    Verifier::compile(&verify, &surroundings.auth, resolve)
+        .map_err(|found| problems.extend(found.into_iter().map(within)))
+        .ok()
+}
+
+fn check_reply(reply: &ReplyConfig) -> Option<Problem> {
+    if !SUCCESSES.contains(&reply.status) {
+        let message =
+            format!("{} does not tell the sender that its event is safe; use 200, 201, 202 or 204", reply.status);
+        return Some(Problem::new("reply.status", message));
+    }
+    if reply.status == 204 && reply.body.as_ref().is_some_and(|body| !body.is_empty()) {
+        return Some(Problem::new("reply.body", "cannot be sent with status 204"));
+    }
+    match reply.content_type.as_deref().map(HeaderValue::from_str) {
+        Some(Err(_)) => Some(Problem::new("reply.content_type", "cannot stand in a header")),
+        _ => None,
+    }
 }
 
 fn check_attribute(name: &str, places: &[FieldRef]) -> Option<Problem> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use hookgate_core::{
-    auth::{Request, Unverified},
+    auth::{Peer, Request, Unverified},
     config::ByteLimit,
     event::{Event, SourceId},
     identity::Malformed,
@@ -21,7 +21,8 @@ fn source() -> Source {
     });
     let config = serde_json::from_value(config).expect("a valid config");
     let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
-    Source::compile(SourceId::new(0, "openclaw"), &config, ByteLimit::mib(2), &mut resolve).expect("the preset is good")
+    Source::compile(SourceId::new(0, "openclaw"), &config, &ByteLimit::mib(2).into(), &mut resolve)
+        .expect("the preset is good")
 }
 
 fn identify(body: impl Into<bytes::Bytes>) -> Result<hookgate_core::auth::Authenticated<Event>, Malformed> {
@@ -29,7 +30,8 @@ fn identify(body: impl Into<bytes::Bytes>) -> Result<hookgate_core::auth::Authen
     let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("Bearer token"))]);
     let admitted = Admission::new(1, 0).begin().try_enter().expect("room for one");
     let (method, path, received_at) = (Method::POST, "/hook".to_owned(), SystemTime::now());
-    let request = Request { method, path, query: None, headers, body: body.into(), received_at, admitted };
+    let (body, peer) = (body.into(), Peer::default());
+    let request = Request { method, path, query: None, headers, body, received_at, peer, admitted };
     source.identify(source.verify(Unverified::new(request)).expect("the token is right"))
 }
 

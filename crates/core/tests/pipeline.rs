@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use hookgate_core::{
     event::SinkId,
-    handoff::{Accepted, AcceptedAs, Miss, Refused},
+    handoff::{Accepted, AcceptedAs, Answered, Miss, Refused},
     observe::Observer,
     pipeline::Pipeline,
     sink::{PublishErrorKind, PublishReason},
@@ -38,7 +38,10 @@ impl Bench {
     }
 
     async fn send(&self, event: &TestEvent) -> Result<Accepted, Refused> {
-        self.pipeline.spawn(Arc::new(event.source()), event.request()).await.expect("no panic")
+        match self.pipeline.spawn(Arc::new(event.source()), event.request()).await.expect("no panic")? {
+            Answered::Accepted(accepted) => Ok(accepted),
+            Answered::Handshake(reply) => panic!("an event is no handshake: {reply:?}"),
+        }
     }
 
     async fn outcome(&self, event: &TestEvent) -> Result<AcceptedAs, Refused> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use hookgate_core::{
+    auth::Fetch,
     config::Problem,
     dedup::Memory,
     event::{SinkId, SourceId},
@@ -11,7 +12,7 @@ use hookgate_core::{
     pipeline::Pipeline,
     publisher::Publisher,
     route::{Names, Router, SinkDeclaration},
-    source::Source,
+    source::{Source, Surroundings},
 };
 use tokio_util::task::TaskTracker;
 
@@ -42,9 +43,11 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
     let mut problems = Vec::new();
     let mut secrets = Secrets::default();
     let mut sources: Vec<Arc<Source>> = Vec::new();
+    let auth = config.server.auth().map_err(|found| problems.extend(found.into_iter().map(|p| p.within("server"))));
+    let surroundings = Surroundings { max_body: config.server.max_body, auth: auth.unwrap_or_default() };
     for (id, table) in source_ids(config).into_iter().zip(config.sources.values()) {
         let key = format!("sources.{id}");
-        match Source::compile(id, table, config.server.max_body, &mut |secret| secrets.resolve(secret)) {
+        match Source::compile(id, table, &surroundings, &mut |secret| secrets.resolve(secret)) {
             Ok(source) => sources.push(Arc::new(source)),
             Err(found) => problems.extend(found.into_iter().map(|problem| problem.within(&key))),
         }
@@ -103,6 +106,7 @@ pub(crate) async fn connect(
     config: &Config,
     router: Router,
     secrets: &mut Secrets,
+    fetch: Arc<dyn Fetch>,
     observer: &Arc<dyn Observer>,
 ) -> anyhow::Result<Pipeline> {
     let mut publishers = Vec::new();
@@ -116,6 +120,7 @@ pub(crate) async fn connect(
         router,
         memory: Arc::new(Memory::new(&config.dedup)),
         publishers,
+        fetch,
         observer: Arc::clone(observer),
         reply_deadline: config.server.reply_deadline,
         tasks: TaskTracker::new(),

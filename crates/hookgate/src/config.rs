@@ -23,7 +23,7 @@ use hookgate_core::{
 use hookgate_http::{AdminConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::read::{Reader, unknown};
+pub(crate) use self::read::Reader;
 use crate::sinks::SinkConfig;
 
 /// Everything that `relay.toml` says.

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline};
+use hookgate_core::{auth::Offline, limits::Deadline, observe::Observer, pipeline::Pipeline};
 use hookgate_http::{Ingress, Limits, Server, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -52,12 +52,12 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let mut signals = Signals::install().context("install the signal handlers")?;
     telemetry::start_log(&config.log);
     let Parts { sources, router, mut secrets } = assemble::prepare(&config)?;
-    let telemetry = Telemetry::new(&assemble::source_ids(&config), &assemble::sink_ids(&config));
+    let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config));
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
     let public = bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?;
-    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, &observer).await?);
+    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, Arc::new(Offline), &observer).await?);
     telemetry.started(Arc::clone(&pipeline.memory));
     let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
 

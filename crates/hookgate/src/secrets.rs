@@ -28,7 +28,7 @@ impl Secrets {
             SecretOrigin::Env(variable) => (from_environment(variable)?, None),
             SecretOrigin::File(path) => (from_file(path)?, Some(path.clone())),
         };
-        let slot = Arc::new(SecretSlot::new(reference.display_name(), secret));
+        let slot = Arc::new(SecretSlot::new(reference.display_name(), secret).until(reference.not_after));
         self.files.extend(file.map(|path| (path, Arc::clone(&slot))));
         Ok(slot)
     }
@@ -48,11 +48,18 @@ impl Secrets {
                 tokio::task::spawn_blocking(move || paths.iter().map(|(path, _)| from_file(path)).collect::<Vec<_>>());
             let Ok(contents) = read.await else { continue };
             for ((path, slot), content) in files.iter().zip(contents) {
-                match content {
-                    Ok(secret) => {
+                let unchanged = |secret: &Secret| secret.expose() == slot.current().expose();
+                let replaced = content.and_then(|secret| match unchanged(&secret) {
+                    true => Ok(false),
+                    false => slot
+                        .replace(secret)
+                        .map(|()| true)
+                        .map_err(|message| format!("the file {} {message}", path.display())),
+                });
+                match replaced {
+                    Ok(replaced) => {
                         troubles.remove(path);
-                        if secret.expose() != slot.current().expose() {
-                            slot.replace(secret);
+                        if replaced {
                             observer.observe(&Observation::SecretReplaced { name: slot.name() });
                         }
                     }

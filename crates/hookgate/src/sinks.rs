@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use figment::value::Value;
 use hookgate_core::{
-    config::Problem,
+    config::{Problem, unknown},
     event::SinkId,
     limits::Deadline,
     observe::{Chain, Observer, Unobserved},
@@ -45,7 +45,7 @@ impl SinkConfig {
             Some("file") => reader.value(key, &rest).map(Self::File),
             Some("nats") => reader.value(key, &rest).map(|config| Self::Nats(Box::new(config))),
             Some(other) => {
-                reader.problem(Problem::new(format!("{key}.type"), crate::config::unknown("sink type", other, TYPES)));
+                reader.problem(Problem::new(format!("{key}.type"), unknown("sink type", other, TYPES)));
                 None
             }
             None => {

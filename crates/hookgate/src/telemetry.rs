@@ -11,8 +11,9 @@ use std::{
 
 use hookgate_core::{
     dedup::Memory,
-    event::{SinkId, SourceId},
+    event::SinkId,
     observe::{Observation, Observer},
+    source::Source,
 };
 use hookgate_http::admin::{Readiness, Status};
 use tokio_util::sync::CancellationToken;
@@ -33,8 +34,11 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    pub(crate) fn new(sources: &[SourceId], sinks: &[SinkId]) -> Arc<Self> {
-        let (metrics, log, health) = (Metrics::new(sources, sinks), Log::new(sinks), Health::new(sinks));
+    pub(crate) fn new(sources: &[Arc<Source>], sinks: &[SinkId]) -> Arc<Self> {
+        let credentials: Vec<_> =
+            sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
+        let (metrics, health) = (Metrics::new(&credentials, sinks), Health::new(sinks));
+        let log = Log::new(sources.len(), sinks.len());
         Arc::new(Self { metrics, log, health, memory: OnceLock::new() })
     }
 

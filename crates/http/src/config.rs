@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use hookgate_core::config::{self, ByteLimit};
+use hookgate_core::{
+    auth,
+    config::{self, ByteLimit, Problem},
+};
 use serde::{Deserialize, Serialize};
 
 /// The `[server]` table: the port that senders reach.
@@ -14,6 +17,15 @@ use serde::{Deserialize, Serialize};
 pub struct ServerConfig {
     /// Address and port to listen on. Default: `"0.0.0.0:8080"`.
     pub listen: SocketAddr,
+    /// The URL under which senders reach this server, like `"https://hooks.example.com"`, for schemes that sign it (Square,
+    /// HubSpot, Twilio); a path in it stands before those of the sources. Never taken from the Host header, which anybody can
+    /// write. Default: unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<String>,
+    /// Networks of the proxies before this server, whose `X-Forwarded-For` tells the sender's address. Default: none, so that
+    /// the header is not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<String>,
     /// Longest accepted body. Longer requests get 413 and are not buffered. A source may set its own. Default: 2 MiB,
     /// above what most providers send; GitHub may send 25 MB.
     pub max_body: ByteLimit,
@@ -53,6 +65,8 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            public_url: None,
+            trusted_proxies: Vec::new(),
             max_body: ByteLimit::mib(2),
             reply_deadline: Duration::from_millis(2500),
             header_timeout: Duration::from_secs(10),
@@ -63,6 +77,32 @@ impl Default for ServerConfig {
             max_in_flight_bytes: ByteLimit::mib(256),
             drain_delay: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// What the schemes of the sources need to know of this server.
+    ///
+    /// # Errors
+    /// Every problem found; keys are relative to the table.
+    pub fn auth(&self) -> Result<auth::Context, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
+        let is_url = |url: &str| {
+            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\\\"".contains(&byte))
+        };
+        if let Some(url) = url.filter(|url| !is_url(url)) {
+            let advice = "must be like \"https://hooks.example.com\", with neither query nor fragment";
+            problems.push(Problem::new("public_url", format!("{url:?} {advice}")));
+        }
+        let trusted = auth::networks(&self.trusted_proxies)
+            .map_err(|message| problems.push(Problem::new("trusted_proxies", message)))
+            .unwrap_or_default();
+        match problems.is_empty() {
+            true => Ok(auth::Context { public_url: url.map(Into::into), trusted_proxies: trusted.into() }),
+            false => Err(problems),
         }
     }
 }

@@ -15,6 +15,7 @@ use axum::{
 use hookgate_core::{
     auth::{self, Unverified},
     event::SourceId,
+    handoff::Answered,
     limits::Admission,
     observe::{Observation, Observer, Rejection},
     pipeline::Pipeline,
@@ -63,15 +64,15 @@ impl Ingress {
         })
     }
 
-    /// Reads one request and takes it through the pipeline.
+    /// Reads one request and takes it through the pipeline. The connection's [`auth::Peer`] is among its extensions.
     ///
     /// # Cancel safety
     /// When the client goes away, reading stops; once the body is complete the pipeline runs to its end regardless.
     async fn receive(&self, source: &Arc<Source>, request: Request) -> Result<Response, Rejection> {
-        if request.method() != Method::POST {
+        if request.method() != Method::POST && !source.handshake_methods().contains(request.method()) {
             return Err(Rejection::Method);
         }
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let limits = BodyLimits { max: source.max_body(), timeout: self.body_timeout, admission: &self.admission };
         let body = body::read(&head.headers, body, &limits).await?;
         let admitted = body.reservation.try_enter().ok_or(Rejection::InFlightLimit)?;
@@ -82,10 +83,12 @@ impl Ingress {
             headers: head.headers,
             body: body.bytes,
             received_at: SystemTime::now(),
+            peer: head.extensions.remove().unwrap_or_default(),
             admitted,
         });
         Ok(match self.pipeline.spawn(Arc::clone(source), request).await {
-            Ok(Ok(accepted)) => respond::accepted(&accepted),
+            Ok(Ok(Answered::Accepted(accepted))) => respond::accepted(&accepted, source.reply()),
+            Ok(Ok(Answered::Handshake(reply))) => respond::handshake(&reply),
             Ok(Err(refused)) => respond::refused(&refused),
             // A panic. The claim was released as the task unwound.
             Err(_) => respond::failed(),

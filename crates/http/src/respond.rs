@@ -1,12 +1,16 @@
-//! Answers: the one place where outcomes become status codes. A 2xx is made from an [`Accepted`] and from nothing else.
+//! Answers: the one place where outcomes become status codes. A 2xx is made from an [`Accepted`] or a [`HandshakeReply`],
+//! and from nothing else.
 //!
 //! Refusals are problem documents (RFC 9457) with a stable `code`. Never 3xx (OpenClaw follows a redirect as a GET without
 //! body and calls it delivered), never 406 or 410 (some senders drop the event or the whole subscription).
 
 use axum::{body::Body, response::Response};
 use hookgate_core::{
+    auth::AuthFailure,
     handoff::{Accepted, AcceptedAs, Miss, Refused},
+    handshake::HandshakeReply,
     observe::Rejection,
+    source::ReplyConfig,
 };
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
@@ -36,6 +40,8 @@ problems! {
     TOO_LARGE = PAYLOAD_TOO_LARGE, "body-too-large", "the body is longer than this source accepts";
     OVERLOADED = SERVICE_UNAVAILABLE, "overloaded", "too much is in flight";
     UNAUTHORIZED = UNAUTHORIZED, "unauthorized", "the request could not be authenticated";
+    KEYS_UNAVAILABLE = SERVICE_UNAVAILABLE, "keys-unavailable", "the keys to verify this request could not be fetched";
+    NOT_CONFIRMED = SERVICE_UNAVAILABLE, "not-confirmed", "the subscription could not be confirmed now";
     MALFORMED = BAD_REQUEST, "malformed-event", "the request is no event of this source";
     UNROUTED = UNPROCESSABLE_ENTITY, "unrouted", "no route takes this event";
     IN_PROGRESS = SERVICE_UNAVAILABLE, "in-progress", "the same event is being published";
@@ -45,20 +51,56 @@ problems! {
     INTERNAL = INTERNAL_SERVER_ERROR, "internal-error", "a defect of hookgate stopped the request; send the event again";
 }
 
-/// The answer to an event that is safe, or known to be.
-pub(crate) fn accepted(accepted: &Accepted) -> Response {
+/// The answer to an event that is safe, or known to be, in the form that its sender wants.
+pub(crate) fn accepted(accepted: &Accepted, reply: Option<&ReplyConfig>) -> Response {
+    let status = reply.map_or(StatusCode::OK, |reply| status(reply.status));
+    if status == StatusCode::NO_CONTENT {
+        return empty(status);
+    }
+    if let Some(ReplyConfig { body: Some(body), content_type, .. }) = reply {
+        let mut response = Response::new(Body::from(body.clone()));
+        *response.status_mut() = status;
+        let content_type = content_type.as_deref().unwrap_or("text/plain");
+        let content_type = HeaderValue::from_str(content_type).expect("the config's check lets no other through");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        return response;
+    }
     let outcome = match accepted.as_what() {
         AcceptedAs::Delivered => "delivered",
         AcceptedAs::Duplicate => "duplicate",
         AcceptedAs::Dropped => "dropped",
     };
     let body = json!({ "outcome": outcome, "event_id": accepted.event().as_str() });
-    document(StatusCode::OK, "application/json", &body)
+    document(status, "application/json", &body)
+}
+
+/// The answer to a handshake.
+pub(crate) fn handshake(reply: &HandshakeReply) -> Response {
+    let mut response = Response::new(Body::from(reply.body().to_owned()));
+    *response.status_mut() = status(reply.status());
+    for (name, value) in reply.headers() {
+        // What came in by a header can go out by one.
+        let value = HeaderValue::from_str(value).unwrap_or_else(|_| HeaderValue::from_static(""));
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).expect("the config's check lets no other through")
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
 }
 
 /// The answer to an event that is not accepted.
 pub(crate) fn refused(refused: &Refused) -> Response {
     match refused {
+        // Our trouble, not the sender's: it may come back.
+        Refused::Unauthenticated(AuthFailure::KeysUnavailable) => problem(&KEYS_UNAVAILABLE, None),
         Refused::Unauthenticated(_) => {
             // The same for every cause: a sender that cannot prove itself learns nothing. RFC 9110, 15.5.2 asks for the
             // header.
@@ -66,6 +108,8 @@ pub(crate) fn refused(refused: &Refused) -> Response {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
+        Refused::NotAnEvent => rejected(Rejection::Method),
+        Refused::NotConfirmed => problem(&NOT_CONFIRMED, None),
         Refused::Malformed(malformed) => problem(&MALFORMED, Some(&malformed.to_string())),
         Refused::Unrouted => problem(&UNROUTED, None),
         Refused::InProgress => problem(&IN_PROGRESS, None),
@@ -85,10 +129,6 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
             Rejection::ReadTimeout => &BODY_TIMEOUT,
             Rejection::Truncated => &TRUNCATED,
             Rejection::InFlightLimit | Rejection::Memory => &OVERLOADED,
-            Rejection::CredentialMissing
-            | Rejection::CredentialMalformed
-            | Rejection::CredentialRepeated
-            | Rejection::CredentialMismatch => &UNAUTHORIZED,
         },
         None,
     );
@@ -137,7 +177,6 @@ fn document(status: StatusCode, content_type: &'static str, body: &serde_json::V
 
 #[cfg(test)]
 mod tests {
-    use hookgate_core::auth::AuthFailure;
     use http_body_util::BodyExt;
 
     use super::*;
@@ -149,10 +188,10 @@ mod tests {
 
     #[tokio::test]
     async fn every_cause_of_a_401_reads_the_same() {
-        let failures = [AuthFailure::Missing, AuthFailure::Malformed, AuthFailure::Repeated, AuthFailure::Mismatch];
-        let first = parts(refused(&Refused::Unauthenticated(failures[0]))).await;
-        for failure in &failures[1..] {
-            assert_eq!(parts(refused(&Refused::Unauthenticated(*failure))).await, first);
+        let first = parts(refused(&Refused::Unauthenticated(AuthFailure::Missing))).await;
+        assert_eq!(first.0, StatusCode::UNAUTHORIZED);
+        for failure in AuthFailure::ALL.iter().filter(|failure| **failure != AuthFailure::KeysUnavailable) {
+            assert_eq!(parts(refused(&Refused::Unauthenticated(*failure))).await, first, "{failure:?}");
         }
     }
 

@@ -49,7 +49,8 @@ impl Relay {
         let source = json!({ "path": "/hook", "verify": [{ "scheme": "bearer", "secrets": ["token"] }] });
         let source = serde_json::from_value(source).expect("a valid config");
         let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
-        let source = Source::compile(SourceId::new(0, "test"), &source, config.max_body, &mut resolve).expect("good");
+        let source =
+            Source::compile(SourceId::new(0, "test"), &source, &config.max_body.into(), &mut resolve).expect("good");
         let router = Ingress::new(Arc::clone(&pipeline), &config).router(&[Arc::new(source)]);
         let server = Server::bind(config.listen, Limits::from(&config), observer).expect("a free port");
         let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate_core::{
-    auth::{Authenticated, Request, Unverified},
+    auth::{Authenticated, Offline, Peer, Request, Unverified},
     config::ByteLimit,
     dedup::{DedupConfig, Memory},
     event::{Event, SinkId, SourceId},
@@ -148,7 +148,7 @@ impl TestEvent {
             let secret = Secret::new(TOKEN).map_err(|error| error.to_string())?;
             Ok(Arc::new(SecretSlot::new("test", secret)))
         };
-        Source::compile(SourceId::new(0, SOURCE), &config, ByteLimit::mib(64), &mut resolve)
+        Source::compile(SourceId::new(0, SOURCE), &config, &ByteLimit::mib(64).into(), &mut resolve)
             .unwrap_or_else(|problems| panic!("source config: {problems:?}"))
     }
 
@@ -162,6 +162,7 @@ impl TestEvent {
             headers: HeaderMap::from_iter(self.headers.iter().cloned()),
             body: self.body.clone(),
             received_at: self.received_at,
+            peer: Peer::default(),
             admitted,
         })
     }
@@ -212,6 +213,7 @@ impl TestEvent {
             router: self.router(&declared, routes),
             memory: Arc::new(Memory::new(&DedupConfig::default())),
             publishers: sinks.iter().map(publisher).collect(),
+            fetch: Arc::new(Offline),
             observer: Arc::clone(observer),
             reply_deadline: Duration::from_millis(2500),
             tasks: TaskTracker::new(),

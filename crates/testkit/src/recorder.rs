@@ -7,7 +7,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hookgate_core::observe::{Chain, Observation, Observer};
+use hookgate_core::{
+    auth::{Credential, Proof},
+    observe::{Chain, Observation, Observer},
+};
 
 /// Keeps every observation.
 #[derive(Debug, Default)]
@@ -58,6 +61,26 @@ impl fmt::Display for Line<'_> {
             Observation::RequestRejected { source, reason } => {
                 write!(f, "request_rejected source={} reason={}", Or(*source), reason.label())
             }
+            Observation::SenderRefused { source, reason } => {
+                write!(f, "sender_refused source={source} reason={}", reason.label())
+            }
+            Observation::SenderVerified { source, proof } => {
+                let names = match proof {
+                    Proof::Waived => "-".to_owned(),
+                    Proof::Verified(credentials) => {
+                        let name = |credential: &Credential| format!("{}:{}", credential.scheme, credential.secret);
+                        credentials.iter().map(name).collect::<Vec<_>>().join("+")
+                    }
+                };
+                write!(f, "sender_verified source={source} by={names}")
+            }
+            Observation::HandshakeAnswered { source, status } => {
+                write!(f, "handshake_answered source={source} status={status}")
+            }
+            Observation::SubscriptionConfirmed { source, error } => {
+                write!(f, "subscription_confirmed source={source} error={}", Or(*error))
+            }
+            Observation::DocumentFetched { url, error } => write!(f, "document_fetched url={url} error={}", Or(*error)),
             Observation::EventReceived { source, body_bytes } => {
                 write!(f, "event_received source={source} body_bytes={body_bytes}")
             }

@@ -1,20 +1,59 @@
 //! Who sent it: turns what anybody may have sent into something with proof.
 //!
 //! A source states alternatives; one of them must hold, and an alternative may demand several schemes at once. This is the
-//! only place that makes an [`Authenticated`].
+//! only place that makes an [`Authenticated`]. Each scheme has its own file; most providers need none, since they are
+//! parameters of [`signature`].
 
+mod adyen;
+mod atlassian;
+mod config;
+mod failure;
+mod headers;
+mod jwt;
+mod mailgun;
+mod peer;
+mod remote;
+mod secrets;
+mod sign;
+mod signature;
+mod sns;
 mod token;
+mod twilio;
+mod url;
 
-use std::{ops::Deref, sync::Arc, time::SystemTime};
+use std::{
+    ops::Deref,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use http::{HeaderMap, HeaderName, Method};
+use ipnet::IpNet;
 
+pub(crate) use self::sns::SnsRequest;
+use self::{
+    adyen::Adyen, atlassian::Atlassian, jwt::Jwt, mailgun::Mailgun, signature::Signature, sns::Sns, twilio::Twilio,
+};
+pub use self::{
+    config::{SchemeConfig, VerifyConfig},
+    failure::AuthFailure,
+    jwt::{JwtAlgorithm, JwtConfig, keys::KeysConfig},
+    peer::{Peer, networks},
+    remote::{Fetch, Offline, Wanted},
+    secrets::KeyForm,
+    sign::{Draft, SigningKey},
+    signature::{Future, Hash, SignatureConfig, Tolerance},
+};
+pub(crate) use self::{
+    signature::hmac,
+    token::{find as find_token, query_parameter},
+};
 use crate::{
     config::Problem,
     limits::Admitted,
-    secret::{ResolveSecret, SecretRef, SecretSlot},
+    secret::{ResolveSecret, SecretSlot},
 };
 
 /// A request as it arrived: nothing in it is known to be true.
@@ -27,6 +66,11 @@ impl Unverified {
     /// Takes up a request that was read to its last byte.
     pub fn new(request: Request) -> Self {
         Self { request }
+    }
+
+    /// What it says, for those who know that nothing of it is known to be true.
+    pub(crate) fn peek(&self) -> &Request {
+        &self.request
     }
 }
 
@@ -44,6 +88,8 @@ pub struct Request {
     pub body: Bytes,
     /// When its last byte arrived, by the clock that verification is to use.
     pub received_at: SystemTime,
+    /// The other end of its connection.
+    pub peer: Peer,
     /// Its place among what is in flight.
     pub admitted: Admitted,
 }
@@ -91,110 +137,135 @@ impl<T> Deref for Authenticated<T> {
 
 /// What verified a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
+pub enum Proof {
+    /// Every scheme of one alternative, with the secret that matched. Not empty.
+    Verified(Vec<Credential>),
+    /// Nothing: the operator's config says that anybody may send here.
+    Waived,
+}
+
+/// A scheme and one of the secrets that it accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
     /// The scheme, as named in the config.
     pub scheme: &'static str,
-    /// The name of the secret that matched; tells an operator when the old one of a rotation is out of use.
+    /// The operator's name for the secret; tells when the old one of a rotation is out of use.
     pub secret: Arc<str>,
 }
 
-/// Why a request was not verified. For the operator: every sender gets the same answer.
-///
-/// Ordered by how far verification came, so that of several alternatives the most telling reason is reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum AuthFailure {
-    /// There was no credential where any scheme looks for one.
-    #[error("no credential")]
-    Missing,
-    /// A credential was there in another form than its scheme writes it.
-    #[error("a credential in the wrong form")]
-    Malformed,
-    /// A credential was there more than once.
-    #[error("more than one credential")]
-    Repeated,
-    /// A credential was there and no secret matches it.
-    #[error("a credential that matches no secret")]
-    Mismatch,
-}
-
-/// One entry of a source's `verify` list: a scheme, or several that must all hold.
-#[derive(Debug, Clone)]
-pub enum VerifyConfig {
-    /// This scheme suffices.
-    One(SchemeConfig),
-    /// All of these must hold.
-    All(Vec<SchemeConfig>),
-}
-
-/// A way to verify a sender, with its secrets.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(tag = "scheme", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum SchemeConfig {
-    /// `Authorization: Bearer <token>` (RFC 6750, section 2.1).
-    Bearer {
-        /// The tokens that are live; any one may match.
-        secrets: Vec<SecretRef>,
-    },
-    /// A token in the URL's query. It ends in the logs of every proxy on the way: prefer `bearer` where the sender can.
-    Query {
-        /// Name of the query parameter, like `token`.
-        param: String,
-        /// The tokens that are live; any one may match.
-        secrets: Vec<SecretRef>,
-    },
-}
-
-impl<'de> Deserialize<'de> for VerifyConfig {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrAll;
-        impl<'de> de::Visitor<'de> for OneOrAll {
-            type Value = VerifyConfig;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(
-                    "a scheme like { scheme = \"bearer\", secrets = […] }, or a list of schemes that must all hold",
-                )
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<VerifyConfig, A::Error> {
-                SchemeConfig::deserialize(de::value::MapAccessDeserializer::new(map)).map(VerifyConfig::One)
-            }
-
-            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<VerifyConfig, A::Error> {
-                Vec::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(VerifyConfig::All)
-            }
-        }
-        deserializer.deserialize_any(OneOrAll)
-    }
-}
-
-impl Serialize for VerifyConfig {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::One(scheme) => scheme.serialize(serializer),
-            Self::All(schemes) => schemes.serialize(serializer),
-        }
-    }
+/// What the schemes of all sources share.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// `server.public_url`, without a slash at its end.
+    pub public_url: Option<Arc<str>>,
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Arc<[IpNet]>,
 }
 
 /// A scheme ready to verify. Adding one produces the list of places to think of.
 #[derive(Debug)]
 enum Scheme {
-    Bearer(Vec<Arc<SecretSlot>>),
-    Query { param: String, tokens: Vec<Arc<SecretSlot>> },
+    Token { name: &'static str, place: token::Place, secrets: Vec<Arc<SecretSlot>> },
+    Signature(&'static str, Box<Signature>),
+    Twilio(Twilio),
+    Mailgun(Mailgun),
+    Adyen(Adyen),
+    Sns(Sns),
+    Jwt(Box<Jwt>),
+    Atlassian(Atlassian),
+    Address(peer::Address),
+    Certificate(peer::Certificate),
+    AcceptAnyone,
 }
 
 impl Scheme {
-    fn verify(&self, request: &Request) -> Result<Proof, AuthFailure> {
+    /// As the config writes it.
+    fn name(&self) -> &'static str {
         match self {
-            Self::Bearer(tokens) => {
-                let token = token::bearer(&request.headers)?;
-                Ok(Proof { scheme: "bearer", secret: token::find(token.as_bytes(), tokens)? })
+            Self::Token { name, .. } | Self::Signature(name, _) => name,
+            Self::Twilio(_) => "twilio",
+            Self::Mailgun(_) => "mailgun",
+            Self::Adyen(_) => "adyen-item",
+            Self::Sns(_) => "aws-sns",
+            Self::Jwt(_) => "jwt",
+            Self::Atlassian(_) => "atlassian",
+            Self::Address(_) => "ip",
+            Self::Certificate(_) => "client-cert",
+            Self::AcceptAnyone => config::ACCEPT_ANYONE,
+        }
+    }
+
+    fn verify(&self, request: &Request) -> Result<Arc<str>, AuthFailure> {
+        match self {
+            Self::Token { place, secrets, .. } => {
+                let token = place.token(&request.headers, request.query.as_deref())?;
+                token::find(&token, secrets, request.received_at)
             }
-            Self::Query { param, tokens } => {
-                let token = token::query(request.query.as_deref(), param)?;
-                Ok(Proof { scheme: "query", secret: token::find(token.as_bytes(), tokens)? })
+            Self::Signature(_, signature) => signature.verify(request),
+            Self::Twilio(twilio) => twilio.verify(request),
+            Self::Mailgun(mailgun) => mailgun.verify(request),
+            Self::Adyen(adyen) => adyen.verify(request),
+            Self::Sns(sns) => sns.verify(request),
+            Self::Jwt(jwt) => jwt.verify(request),
+            Self::Atlassian(atlassian) => atlassian.verify(request),
+            Self::Address(address) => address.verify(request),
+            Self::Certificate(certificate) => certificate.verify(request),
+            Self::AcceptAnyone => Ok("nobody".into()),
+        }
+    }
+
+    fn sign(&self, draft: &mut Draft) -> Result<(), String> {
+        match self {
+            Self::Token { place, secrets, .. } => {
+                let secret = draft.live(secrets)?;
+                let text = String::from_utf8(secret.expose().to_vec()).map_err(|_| "the secret is not UTF-8")?;
+                place.write(draft, &text)
             }
+            Self::Signature(_, signature) => signature.sign(draft),
+            Self::Twilio(twilio) => twilio.sign(draft),
+            Self::Mailgun(mailgun) => mailgun.sign(draft),
+            Self::Adyen(adyen) => adyen.sign(draft),
+            Self::Sns(_) => Err("only Amazon can sign for SNS; publish to the topic: aws sns publish".to_owned()),
+            Self::Jwt(jwt) => jwt.sign(draft),
+            Self::Atlassian(atlassian) => atlassian.sign(draft),
+            // What the connection proves, no header can.
+            Self::Address(_) | Self::Certificate(_) | Self::AcceptAnyone => Ok(()),
+        }
+    }
+
+    /// The names of what it accepts, as [`Credential::secret`] tells them.
+    fn secret_names(&self) -> Vec<Arc<str>> {
+        let names = |slots: &[Arc<SecretSlot>]| slots.iter().map(|slot| Arc::clone(slot.name())).collect();
+        match self {
+            Self::Token { secrets, .. } => names(secrets),
+            Self::Signature(_, signature) => names(signature.secrets()),
+            Self::Twilio(twilio) => names(twilio.secrets()),
+            Self::Mailgun(mailgun) => names(mailgun.secrets()),
+            Self::Adyen(adyen) => names(adyen.secrets()),
+            Self::Sns(sns) => vec![Arc::clone(sns.name())],
+            Self::Jwt(jwt) => vec![Arc::clone(jwt.name())],
+            Self::Atlassian(atlassian) => names(atlassian.secrets()),
+            Self::Address(address) => vec![Arc::clone(address.name())],
+            Self::Certificate(certificate) => certificate.names().to_vec(),
+            Self::AcceptAnyone => Vec::new(),
+        }
+    }
+
+    /// Its shared secrets, where handshakes are answered with one.
+    fn secrets(&self) -> &[Arc<SecretSlot>] {
+        match self {
+            Self::Signature(_, signature) => signature.secrets(),
+            Self::Token { secrets, .. } => secrets,
+            _ => &[],
+        }
+    }
+
+    /// What has to be fetched before `request` can be judged; with no request, what is to be there at the start.
+    fn wanted(&self, request: Option<&Request>) -> Option<Wanted> {
+        match self {
+            Self::Jwt(jwt) => jwt.wanted(request),
+            Self::Sns(sns) => sns.wanted(request?),
+            _ => None,
         }
     }
 }
@@ -211,7 +282,11 @@ impl Verifier {
     ///
     /// # Errors
     /// Every problem found; keys are relative to the `verify` list.
-    pub fn compile(config: &[VerifyConfig], resolve: &mut ResolveSecret<'_>) -> Result<Self, Vec<Problem>> {
+    pub fn compile(
+        config: &[VerifyConfig],
+        context: &Context,
+        resolve: &mut ResolveSecret<'_>,
+    ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         if config.is_empty() {
             problems.push(Problem::new("", "is empty: a source without verification would take events from anybody"));
@@ -219,7 +294,7 @@ impl Verifier {
         let mut alternatives = Vec::new();
         for (place, alternative) in config.iter().enumerate() {
             let schemes: Vec<(String, &SchemeConfig)> = match alternative {
-                VerifyConfig::One(scheme) => vec![(format!("[{place}]"), scheme)],
+                VerifyConfig::One(scheme) => vec![(format!("[{place}]"), &**scheme)],
                 VerifyConfig::All(schemes) => {
                     schemes.iter().enumerate().map(|(inner, scheme)| (format!("[{place}][{inner}]"), scheme)).collect()
                 }
@@ -227,8 +302,10 @@ impl Verifier {
             if schemes.is_empty() {
                 problems.push(Problem::new(format!("[{place}]"), "is an empty list, which anybody would satisfy"));
             }
-            let compiled =
-                schemes.into_iter().filter_map(|(key, scheme)| compile_scheme(&key, scheme, resolve, &mut problems));
+            let compiled = schemes.into_iter().filter_map(|(key, scheme)| {
+                let mut found = SchemeProblems { key: &key, problems: &mut problems };
+                scheme.compile(context, resolve, &mut found)
+            });
             alternatives.push(compiled.collect());
         }
         if problems.is_empty() { Ok(Self { alternatives }) } else { Err(problems) }
@@ -239,53 +316,132 @@ impl Verifier {
     /// # Errors
     /// Why no alternative held: the reason of the one that came furthest.
     pub fn verify(&self, unverified: Unverified) -> Result<Authenticated<Request>, AuthFailure> {
-        let mut furthest = AuthFailure::Missing;
+        match self.examine(&unverified.request) {
+            Ok(proof) => Ok(Authenticated { value: unverified.request, proof }),
+            Err((_, failure)) => Err(failure),
+        }
+    }
+
+    /// The scheme that failed furthest on the way of `unverified`, and why, or `None` where it would be let in.
+    pub fn refusal(&self, unverified: &Unverified) -> Option<(&'static str, AuthFailure)> {
+        self.examine(&unverified.request).err()
+    }
+
+    fn examine(&self, request: &Request) -> Result<Proof, (&'static str, AuthFailure)> {
+        let mut furthest: Option<(&'static str, AuthFailure)> = None;
         for alternative in &self.alternatives {
-            let mut proof = Err(AuthFailure::Missing);
-            for scheme in alternative {
-                proof = scheme.verify(&unverified.request);
-                if proof.is_err() {
-                    break;
-                }
-            }
-            match proof {
-                Ok(proof) => {
-                    return Ok(Authenticated { value: unverified.request, proof });
-                }
-                Err(failure) => furthest = furthest.max(failure),
+            match prove(alternative, request) {
+                Ok(proof) => return Ok(proof),
+                Err(failed) if furthest.is_none_or(|(_, failure)| failed.1 > failure) => furthest = Some(failed),
+                Err(_) => {}
             }
         }
-        Err(furthest)
+        Err(furthest.unwrap_or(("none", AuthFailure::Missing)))
+    }
+
+    /// Documents that have to be fetched before `unverified` can be judged: keys that its token names, the certificate of
+    /// its signature. Most schemes want nothing.
+    pub fn wanted(&self, unverified: &Unverified) -> Vec<Wanted> {
+        self.schemes().filter_map(|scheme| scheme.wanted(Some(&unverified.request))).collect()
+    }
+
+    /// Documents that are best there before the first request: the key sets of token issuers.
+    pub fn documents(&self) -> Vec<Wanted> {
+        self.schemes().filter_map(|scheme| if let Scheme::Jwt(jwt) = scheme { jwt.document() } else { None }).collect()
+    }
+
+    /// Everything that can verify a request, each once.
+    pub fn credentials(&self) -> Vec<Credential> {
+        let mut credentials: Vec<Credential> = Vec::new();
+        for scheme in self.schemes() {
+            for secret in scheme.secret_names() {
+                let credential = Credential { scheme: scheme.name(), secret };
+                if !credentials.contains(&credential) {
+                    credentials.push(credential);
+                }
+            }
+        }
+        credentials
+    }
+
+    /// Whether the config lets anybody in.
+    pub fn accepts_anyone(&self) -> bool {
+        let anyone =
+            |alternative: &Vec<Scheme>| alternative.iter().all(|scheme| matches!(scheme, Scheme::AcceptAnyone));
+        self.alternatives.iter().any(anyone)
+    }
+
+    /// Signs `draft` so that the first alternative accepts it, as far as a sender can.
+    ///
+    /// # Errors
+    /// A sentence for the operator: what is missing to sign it.
+    pub fn sign(&self, draft: &mut Draft) -> Result<(), String> {
+        let schemes = self.alternatives.first().map(Vec::as_slice).unwrap_or_default();
+        // Tokens in the URL first: another scheme may sign the URL.
+        let (first, then): (Vec<&Scheme>, Vec<&Scheme>) =
+            schemes.iter().partition(|scheme| matches!(scheme, Scheme::Token { .. }));
+        first.into_iter().chain(then).try_for_each(|scheme| scheme.sign(draft))
+    }
+
+    /// The shared secrets of all schemes: handshakes are answered with them.
+    pub(crate) fn secrets(&self) -> Vec<Arc<SecretSlot>> {
+        self.schemes().flat_map(|scheme| scheme.secrets()).cloned().collect()
+    }
+
+    /// What an authentic message of Amazon SNS asks for besides being published.
+    pub(crate) fn sns_request(&self, request: &Authenticated<Request>) -> Option<SnsRequest> {
+        self.schemes().find_map(|scheme| match scheme {
+            Scheme::Sns(sns) => sns.request(&request.body),
+            _ => None,
+        })
+    }
+
+    fn schemes(&self) -> impl Iterator<Item = &Scheme> {
+        self.alternatives.iter().flatten()
     }
 }
 
-fn compile_scheme(
-    key: &str,
-    scheme: &SchemeConfig,
-    resolve: &mut ResolveSecret<'_>,
-    problems: &mut Vec<Problem>,
-) -> Option<Scheme> {
-    let found_before = problems.len();
-    let (SchemeConfig::Bearer { secrets } | SchemeConfig::Query { secrets, .. }) = scheme;
-    if secrets.is_empty() {
-        problems.push(Problem::new(format!("{key}.secrets"), "is empty: with no secret nothing can be verified"));
-    }
-    let mut slots = Vec::new();
-    for (place, reference) in secrets.iter().enumerate() {
-        match resolve(reference) {
-            Ok(slot) => slots.push(slot),
-            Err(message) => problems.push(Problem::new(format!("{key}.secrets[{place}]"), message)),
+/// All of `schemes` hold for `request`, or which does not.
+fn prove(schemes: &[Scheme], request: &Request) -> Result<Proof, (&'static str, AuthFailure)> {
+    let mut credentials = Vec::with_capacity(schemes.len());
+    for scheme in schemes {
+        let secret = scheme.verify(request).map_err(|failure| (scheme.name(), failure))?;
+        if !matches!(scheme, Scheme::AcceptAnyone) {
+            credentials.push(Credential { scheme: scheme.name(), secret });
         }
     }
-    let scheme = match scheme {
-        SchemeConfig::Bearer { .. } => Scheme::Bearer(slots),
-        SchemeConfig::Query { param, .. } => {
-            if param.is_empty() {
-                problems
-                    .push(Problem::new(format!("{key}.param"), "is empty; name the query parameter, like \"token\""));
-            }
-            Scheme::Query { param: param.clone(), tokens: slots }
-        }
-    };
-    (problems.len() == found_before).then_some(scheme)
+    Ok(if credentials.is_empty() { Proof::Waived } else { Proof::Verified(credentials) })
+}
+
+/// Collects the problems of one scheme, whose keys are relative to it.
+struct SchemeProblems<'a> {
+    key: &'a str,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl SchemeProblems<'_> {
+    fn push(&mut self, key: &str, message: impl Into<String>) {
+        self.add(Problem::new(key, message));
+    }
+
+    fn add(&mut self, problem: Problem) {
+        self.problems.push(problem.within(self.key));
+    }
+
+    fn len(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// `text` as what it should be, if it is there.
+    fn parsed<T: FromStr<Err = String>>(&mut self, key: &str, text: Option<&str>) -> Option<T> {
+        text?.parse().map_err(|message: String| self.push(key, message)).ok()
+    }
+
+    fn header(&mut self, key: &str, name: &str) -> Option<HeaderName> {
+        name.parse().map_err(|_| self.push(key, format!("{name:?} is not a header name"))).ok()
+    }
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

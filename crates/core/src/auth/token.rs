@@ -2,33 +2,78 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, header::AUTHORIZATION};
-use subtle::Choice;
+use data_encoding::BASE64;
+use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 
-use super::AuthFailure;
+use super::{AuthFailure, headers, secrets, sign::Draft};
 use crate::secret::{PresentedDigest, SecretSlot};
 
-/// The token of `Authorization: Bearer <token>`.
-///
-/// The word is case-blind and followed by one or more blanks. A repeated header is refused, since servers differ in
-/// which of them they read.
-pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, AuthFailure> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().ok_or(AuthFailure::Missing)?;
-    if values.next().is_some() {
-        return Err(AuthFailure::Repeated);
+/// Where a token is.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// `Authorization: Bearer <token>` (RFC 6750, section 2.1).
+    Bearer,
+    /// `Authorization: Basic <base64 of user:password>` (RFC 7617).
+    Basic,
+    /// The whole value of a header.
+    Header(HeaderName),
+    /// A parameter of the query.
+    Query(String),
+}
+
+impl Place {
+    /// The token in a request.
+    pub(super) fn token<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        query: Option<&'a str>,
+    ) -> Result<Cow<'a, [u8]>, AuthFailure> {
+        match self {
+            Self::Bearer => headers::after_word(headers::single(headers, &AUTHORIZATION)?, "bearer")
+                .map(|token| token.as_bytes().into()),
+            Self::Basic => {
+                basic(headers::after_word(headers::single(headers, &AUTHORIZATION)?, "basic")?).map(Cow::from)
+            }
+            Self::Header(name) => headers::single(headers, name).map(|token| token.as_bytes().into()),
+            Self::Query(param) => query_parameter(query, param).map(|token| token.into_owned().into_bytes().into()),
+        }
     }
-    let value = std::str::from_utf8(value.as_bytes()).map_err(|_| AuthFailure::Malformed)?;
-    let (word, token) = value.trim_matches([' ', '\t']).split_once(' ').ok_or(AuthFailure::Malformed)?;
-    let token = token.trim_start_matches(' ');
-    if !word.eq_ignore_ascii_case("bearer") || token.is_empty() {
-        return Err(AuthFailure::Malformed);
+}
+
+impl Place {
+    /// Puts `token` where the sender puts it.
+    pub(super) fn write(&self, draft: &mut Draft, token: &str) -> Result<(), String> {
+        let (name, value) = match self {
+            Self::Bearer => (&AUTHORIZATION, format!("Bearer {token}")),
+            Self::Basic => (&AUTHORIZATION, format!("Basic {}", BASE64.encode(token.as_bytes()))),
+            Self::Header(name) => (name, token.to_owned()),
+            Self::Query(param) => {
+                let mut query = form_urlencoded::Serializer::new(draft.query.take().unwrap_or_default());
+                draft.query = Some(query.append_pair(param, token).finish());
+                return Ok(());
+            }
+        };
+        draft.set_header(name, &value);
+        Ok(())
     }
-    Ok(token)
+}
+
+/// The pair in `credential`, which stands in canonical base64: padded, and without stray bits.
+fn basic(credential: &str) -> Result<Vec<u8>, AuthFailure> {
+    let pair = BASE64.decode(credential.as_bytes()).map_err(|_| AuthFailure::Malformed)?;
+    if pair.contains(&b':') { Ok(pair) } else { Err(AuthFailure::Malformed) }
+}
+
+/// Whether `text` is a pair that is worth something: an empty user with an empty password is nobody's.
+pub(super) fn check_pair(text: &[u8]) -> Result<(), String> {
+    match text.contains(&b':') && text != b":" {
+        true => Ok(()),
+        false => Err("must be \"user:password\"".to_owned()),
+    }
 }
 
 /// The value of the query parameter `param`, percent-decoded once, `+` read as a blank as forms do.
-pub(super) fn query<'a>(query: Option<&'a str>, param: &str) -> Result<Cow<'a, str>, AuthFailure> {
+pub(crate) fn query_parameter<'a>(query: Option<&'a str>, param: &str) -> Result<Cow<'a, str>, AuthFailure> {
     let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     let mut values = pairs.filter(|(name, _)| name == param).map(|(_, value)| value);
     let token = values.next().ok_or(AuthFailure::Missing)?;
@@ -40,14 +85,11 @@ pub(super) fn query<'a>(query: Option<&'a str>, param: &str) -> Result<Cow<'a, s
 }
 
 /// The name of the secret that `credential` equals. Every secret is tried, so that time does not tell which matched.
-pub(super) fn find(credential: &[u8], secrets: &[Arc<SecretSlot>]) -> Result<Arc<str>, AuthFailure> {
+pub(crate) fn find(
+    credential: &[u8],
+    secrets: &[Arc<SecretSlot>],
+    now: std::time::SystemTime,
+) -> Result<Arc<str>, AuthFailure> {
     let presented = PresentedDigest::of(credential);
-    let mut matched = None;
-    for slot in secrets {
-        let equal: Choice = slot.current().matches(&presented);
-        if bool::from(equal) && matched.is_none() {
-            matched = Some(slot.name());
-        }
-    }
-    matched.cloned().ok_or(AuthFailure::Mismatch)
+    secrets::find(secrets, now, AuthFailure::Mismatch, |secret| secret.matches(&presented))
 }

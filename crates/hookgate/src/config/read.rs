@@ -9,7 +9,7 @@ use figment::{
     error::{Actual, Error, Kind},
     value::{Dict, Value},
 };
-use hookgate_core::config::Problem;
+use hookgate_core::config::{Problem, unknown};
 use serde::de::DeserializeOwned;
 
 pub(crate) struct Reader<'a> {
@@ -160,17 +160,6 @@ fn form(value: &Actual) -> &'static str {
         Actual::Seq => "a list",
         Actual::Map => "a table",
         _ => "something else",
-    }
-}
-
-/// A name that is none, with the one that was probably meant, or all that there are.
-pub(crate) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
-    let distance = |candidate: &&&str| strsim::damerau_levenshtein(name, candidate);
-    let nearest = known.iter().min_by_key(distance).filter(|candidate| distance(candidate) <= 1 + name.len() / 3);
-    match nearest {
-        Some(nearest) => format!("there is no {what} {name:?}; did you mean {nearest:?}?"),
-        None if known.is_empty() => format!("there is no {what} {name:?}"),
-        None => format!("there is no {what} {name:?}; known: {}", known.join(", ")),
     }
 }
 

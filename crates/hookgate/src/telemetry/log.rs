@@ -9,6 +9,7 @@ use std::{
 };
 
 use hookgate_core::{
+    auth::AuthFailure,
     event::SinkId,
     observe::{AttemptResult, Chain, Observation, Observer, Outcome},
     sink::PublishError,
@@ -44,13 +45,19 @@ pub(super) struct Log {
     begun: Instant,
     /// For each sink and each result of an attempt.
     failures: Vec<[Limiter; AttemptResult::ALL.len()]>,
+    /// For each source and each reason.
+    refusals: Vec<[Limiter; AuthFailure::ALL.len()]>,
     accept_failures: Limiter,
 }
 
 impl Log {
-    pub(super) fn new(sinks: &[SinkId]) -> Self {
-        let failures = sinks.iter().map(|_| std::array::from_fn(|_| Limiter::default())).collect();
-        Self { begun: Instant::now(), failures, accept_failures: Limiter::default() }
+    pub(super) fn new(sources: usize, sinks: usize) -> Self {
+        Self {
+            begun: Instant::now(),
+            failures: (0..sinks).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
+            refusals: (0..sources).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
+            accept_failures: Limiter::default(),
+        }
     }
 
     fn publish_failed(&self, sink: &SinkId, error: &PublishError, required: bool) {
@@ -80,6 +87,25 @@ impl Observer for Log {
                 let source = source.map_or("unknown", |source| source.name());
                 tracing::debug!(source, reason = reason.label(), "request refused");
             }
+            Observation::SenderRefused { source, reason } => {
+                if let Some(suppressed) = self.refusals[source.index()][reason.index()].pass(self.begun.elapsed()) {
+                    let (reason, cause) = (reason.label(), reason.to_string());
+                    tracing::warn!(%source, reason, cause, suppressed, "a request was refused: its sender is not verified");
+                }
+            }
+            Observation::HandshakeAnswered { source, status } => {
+                tracing::info!(%source, status, "a handshake was answered");
+            }
+            Observation::SubscriptionConfirmed { source, error: None } => {
+                tracing::info!(%source, "a subscription was confirmed");
+            }
+            Observation::SubscriptionConfirmed { source, error: Some(error) } => {
+                tracing::warn!(%source, error, "a subscription could not be confirmed");
+            }
+            Observation::DocumentFetched { url, error: None } => tracing::info!(url, "keys were fetched"),
+            Observation::DocumentFetched { url, error: Some(error) } => {
+                tracing::warn!(url, error, "keys could not be fetched");
+            }
             Observation::PublishFinished { sink, error: Some(error), required } => {
                 self.publish_failed(sink, error, *required)
             }
@@ -99,6 +125,7 @@ impl Observer for Log {
             | Observation::ConnectionClosed
             | Observation::RequestStarted
             | Observation::RequestFinished { .. }
+            | Observation::SenderVerified { .. }
             | Observation::EventReceived { .. }
             | Observation::DedupChecked { .. }
             | Observation::PublishStarted { .. }

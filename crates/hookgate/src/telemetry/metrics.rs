@@ -7,6 +7,7 @@ use std::{
 };
 
 use hookgate_core::{
+    auth::{AuthFailure, Credential, Proof},
     event::{SinkId, SourceId},
     observe::{AttemptResult, DedupResult, Observation, Observer, Outcome, Rejection},
 };
@@ -16,7 +17,7 @@ use metrics::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Status codes that hookgate answers with, 499 standing for a client that was gone before its answer.
-const CODES: [u16; 12] = [200, 400, 401, 404, 405, 408, 413, 422, 499, 500, 503, 504];
+const CODES: [u16; 16] = [200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 413, 422, 499, 500, 503, 504];
 
 /// Answers by whose doing they are; the last takes what is in no other.
 const ANSWERS: [(RangeInclusive<u16>, &str); 4] =
@@ -49,6 +50,8 @@ struct Series {
     dedup_checks: Vec<Counter>,
     dedup_entries: Gauge,
     secrets_replaced: Counter,
+    keys_fetched: Counter,
+    key_fetches_failed: Counter,
     draining: Gauge,
 }
 
@@ -56,6 +59,12 @@ struct SourceMetrics {
     requests: Vec<Counter>,
     request_seconds: Vec<Histogram>,
     rejections: Vec<Counter>,
+    refusals: Vec<Counter>,
+    verified: Vec<(Credential, Counter)>,
+    unverified: Counter,
+    handshakes_answered: Counter,
+    handshakes_refused: Counter,
+    handshakes_failed: Counter,
     received: Counter,
     outcomes: Vec<Counter>,
     in_flight: Gauge,
@@ -77,7 +86,8 @@ struct SinkMetrics {
 }
 
 impl Metrics {
-    pub(super) fn new(sources: &[SourceId], sinks: &[SinkId]) -> Self {
+    /// `sources` with everything that can verify their requests.
+    pub(super) fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) -> Self {
         let buckets = |builder: PrometheusBuilder, name: &str, values| {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), values).expect("the buckets are not empty")
         };
@@ -124,10 +134,16 @@ impl Metrics {
 }
 
 impl Series {
-    fn new(sources: &[SourceId], sinks: &[SinkId]) -> Self {
+    fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) -> Self {
+        let fetches = |result| counter!("hookgate_key_fetches_total", "result" => result);
         let check = |result: &DedupResult| counter!("hookgate_dedup_checks_total", "result" => result.label());
         Self {
-            sources: sources.iter().map(SourceId::name).chain([UNKNOWN_SOURCE]).map(SourceMetrics::new).collect(),
+            sources: sources
+                .iter()
+                .map(|(id, credentials)| (id.name(), credentials.as_slice()))
+                .chain([(UNKNOWN_SOURCE, &[][..])])
+                .map(|(name, credentials)| SourceMetrics::new(name, credentials))
+                .collect(),
             sinks: sinks.iter().map(|sink| SinkMetrics::new(sink.name())).collect(),
             connections: gauge!("hookgate_http_connections"),
             connections_accepted: counter!("hookgate_http_connections_accepted_total"),
@@ -136,28 +152,53 @@ impl Series {
             dedup_checks: DedupResult::ALL.iter().map(check).collect(),
             dedup_entries: gauge!("hookgate_dedup_entries"),
             secrets_replaced: counter!("hookgate_secrets_replaced_total"),
+            keys_fetched: fetches("ok"),
+            key_fetches_failed: fetches("error"),
             draining: gauge!("hookgate_draining"),
         }
     }
 }
 
 impl SourceMetrics {
-    fn new(source: &str) -> Self {
+    fn new(source: &str, credentials: &[Credential]) -> Self {
         let source = source.to_owned();
         let outcome = |outcome: &Outcome| counter!("hookgate_events_total", "source" => source.clone(), "outcome" => outcome.label());
-        let rejection = |reason: &Rejection| counter!("hookgate_http_rejections_total", "source" => source.clone(), "reason" => reason.label());
+        let rejection = |reason: &'static str| counter!("hookgate_http_rejections_total", "source" => source.clone(), "reason" => reason);
+        let verified = |scheme: &'static str, secret: &str| counter!("hookgate_sender_verified_total", "source" => source.clone(), "scheme" => scheme, "secret" => secret.to_owned());
+        let handshakes = |result: &'static str| counter!("hookgate_handshakes_total", "source" => source.clone(), "result" => result);
         let seconds = |outcome: &'static str| histogram!("hookgate_http_request_duration_seconds", "source" => source.clone(), "outcome" => outcome);
         let request = |code: &u16| counter!("hookgate_http_requests_total", "source" => source.clone(), "code" => code.to_string());
         Self {
             requests: CODES.iter().map(request).collect(),
             request_seconds: ANSWERS.iter().map(|(_, answer)| seconds(answer)).collect(),
-            rejections: Rejection::ALL.iter().map(rejection).collect(),
+            rejections: Rejection::ALL.iter().map(|reason| rejection(reason.label())).collect(),
+            refusals: AuthFailure::ALL.iter().map(|reason| rejection(reason.label())).collect(),
+            verified: credentials
+                .iter()
+                .map(|credential| (credential.clone(), verified(credential.scheme, &credential.secret)))
+                .collect(),
+            unverified: verified("none", "none"),
+            handshakes_answered: handshakes("answered"),
+            handshakes_refused: handshakes("refused"),
+            handshakes_failed: handshakes("failed"),
             received: counter!("hookgate_events_received_total", "source" => source.clone()),
             outcomes: Outcome::ALL.iter().map(outcome).collect(),
             in_flight: gauge!("hookgate_events_in_flight", "source" => source.clone()),
             body_bytes: histogram!("hookgate_http_request_body_bytes", "source" => source.clone()),
             end_to_end: histogram!("hookgate_event_end_to_end_seconds", "source" => source.clone(), "path" => "direct"),
             last_received: gauge!("hookgate_last_event_received_timestamp_seconds", "source" => source.clone()),
+        }
+    }
+}
+
+impl SourceMetrics {
+    /// Counts each secret of `proof`. There are few, and their handles are kept: nothing is formatted.
+    fn verified_by(&self, proof: &Proof) {
+        let Proof::Verified(credentials) = proof else { return self.unverified.increment(1) };
+        for credential in credentials {
+            if let Some((_, counter)) = self.verified.iter().find(|(known, _)| known == credential) {
+                counter.increment(1);
+            }
         }
     }
 }
@@ -204,6 +245,20 @@ impl Observer for Metrics {
             Observation::RequestRejected { source, reason } => {
                 self.source(*source).rejections[reason.index()].increment(1)
             }
+            Observation::SenderRefused { source, reason } => {
+                self.source(Some(source)).refusals[reason.index()].increment(1);
+            }
+            Observation::SenderVerified { source, proof } => self.source(Some(source)).verified_by(proof),
+            Observation::HandshakeAnswered { source, status } => {
+                let metrics = self.source(Some(source));
+                let counter = if *status < 300 { &metrics.handshakes_answered } else { &metrics.handshakes_refused };
+                counter.increment(1);
+            }
+            Observation::SubscriptionConfirmed { source, error: Some(_) } => {
+                self.source(Some(source)).handshakes_failed.increment(1);
+            }
+            Observation::DocumentFetched { error: None, .. } => self.series.keys_fetched.increment(1),
+            Observation::DocumentFetched { error: Some(_), .. } => self.series.key_fetches_failed.increment(1),
             Observation::EventReceived { source, body_bytes } => {
                 let metrics = self.source(Some(source));
                 metrics.received.increment(1);
@@ -245,7 +300,9 @@ impl Observer for Metrics {
             }
             Observation::SinkDown { sink, .. } => self.sink(sink).up.set(0.0),
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
-            Observation::SinkNotice { .. } | Observation::SecretKept { .. } => {}
+            Observation::SinkNotice { .. }
+            | Observation::SecretKept { .. }
+            | Observation::SubscriptionConfirmed { error: None, .. } => {}
         }
     }
 }
@@ -259,7 +316,13 @@ fn describe() {
     describe_counter!("hookgate_http_accept_failures_total", "Connections that could not be accepted.");
     describe_counter!("hookgate_http_requests_total", "Requests by source and status; 499 is a client that went away.");
     describe_counter!("hookgate_http_rejections_total", "Requests refused before they became events, by reason.");
-    describe_counter!("hookgate_events_received_total", "Authenticated requests.");
+    describe_counter!("hookgate_events_received_total", "Authenticated requests that are no handshakes.");
+    describe_counter!(
+        "hookgate_sender_verified_total",
+        "Authenticated requests by the secret that matched; none where the config asks for none."
+    );
+    describe_counter!("hookgate_handshakes_total", "Requests by which providers make sure of their receiver.");
+    describe_counter!("hookgate_key_fetches_total", "Fetches of keys and certificates that verification needs.");
     describe_counter!("hookgate_events_total", "Authenticated requests by what became of them.");
     describe_counter!("hookgate_dedup_checks_total", "What the dedup memory knew of each event.");
     describe_counter!("hookgate_publish_attempts_total", "Attempts to publish, by result.");
@@ -291,12 +354,16 @@ mod tests {
 
     #[test]
     fn every_series_exists_before_the_first_event() {
-        let metrics = Metrics::new(&[SourceId::new(0, "openclaw")], &[SinkId::new(0, "events")]);
+        let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
+        let metrics = Metrics::new(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")]);
         let page = metrics.render(0);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
             r#"hookgate_http_requests_total{source="unknown",code="404"} 0"#,
             r#"hookgate_http_rejections_total{source="openclaw",reason="credential_mismatch"} 0"#,
+            r#"hookgate_http_rejections_total{source="openclaw",reason="timestamp_stale"} 0"#,
+            r#"hookgate_sender_verified_total{source="openclaw",scheme="bearer",secret="env:OPENCLAW_TOKEN"} 0"#,
+            r#"hookgate_handshakes_total{source="openclaw",result="answered"} 0"#,
             r#"hookgate_publish_attempts_total{sink="events",result="timeout"} 0"#,
             r#"hookgate_dedup_checks_total{result="takeover"} 0"#,
             r#"hookgate_sink_up{sink="events"} 0"#,
@@ -309,7 +376,7 @@ mod tests {
     #[test]
     fn an_event_is_counted_where_it_belongs() {
         let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
-        let metrics = Metrics::new(std::slice::from_ref(&source), std::slice::from_ref(&sink));
+        let metrics = Metrics::new(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink));
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
