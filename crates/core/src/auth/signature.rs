@@ -211,10 +211,10 @@ impl Encoding {
         }
     }
 
-    /// Public-key signatures are decoded before they are checked. Base64 is canonical; hexadecimal is in either case.
+    /// Public-key signatures are decoded before they are checked, from the one form in which each can be written.
     fn decode(self, text: &str) -> Option<Vec<u8>> {
         match self {
-            Self::Hex => HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok(),
+            Self::Hex => HEXLOWER.decode(text.as_bytes()).ok(),
             Self::Base64 => BASE64.decode(text.as_bytes()).ok(),
         }
     }
