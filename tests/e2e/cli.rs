@@ -20,7 +20,10 @@ async fn the_shipped_config_runs_with_no_broker() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay.toml")).expect("it is there");
     let dir = dir_with(&shipped);
     let checked = run_to_end(dir.path(), &["check"], &[]);
-    assert_eq!((checked.status.code(), text(&checked.stdout).trim()), (Some(0), "ok      sinks.events (file)"));
+    assert_eq!(
+        (checked.status.code(), text(&checked.stdout).trim()),
+        (Some(0), "ok      sources.openclaw (bearer)\nok      sinks.events (file)")
+    );
     let port = hookgate_testkit::process::free_port();
     let mut command = hookgate(dir.path());
     command
@@ -101,17 +104,20 @@ async fn check_really_connects_and_says_what_is_wrong() {
     let output = text(&checked.stdout);
     assert_eq!(checked.status.code(), Some(2), "{output}");
     assert!(
-        output.starts_with("FAILED  sinks.js (nats)") && output.contains("HOOKS"),
+        output.starts_with("ok      sources.openclaw (bearer)\nFAILED  sinks.js (nats)") && output.contains("HOOKS"),
         "it names the missing stream: {output}"
     );
     create_stream(&server).await;
     let checked = run_to_end(dir.path(), &["check"], &[]);
-    assert_eq!((checked.status.code(), text(&checked.stdout).trim()), (Some(0), "ok      sinks.js (nats)"));
+    assert_eq!(
+        (checked.status.code(), text(&checked.stdout).trim()),
+        (Some(0), "ok      sources.openclaw (bearer)\nok      sinks.js (nats)")
+    );
     server.kill();
     let checked = run_to_end(dir.path(), &["check", "--json"], &[]);
     let results: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON on stdout");
-    assert_eq!((checked.status.code(), results[0]["sink"].as_str()), (Some(2), Some("js")));
-    assert!(results[0]["problem"].is_string(), "{results}");
+    assert_eq!((checked.status.code(), results[1]["sink"].as_str()), (Some(2), Some("js")));
+    assert!(results[1]["problem"].is_string(), "{results}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

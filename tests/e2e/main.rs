@@ -2,8 +2,11 @@
 
 mod bad_requests;
 mod cli;
+mod explain;
 mod main_job;
 mod nats_faults;
+mod outbound;
+mod providers;
 mod relay;
 mod secrets;
 mod shutdown;

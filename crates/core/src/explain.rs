@@ -199,12 +199,15 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
     verdict
 }
 
+/// The time this many seconds after 1970, if there is such a time.
+pub fn time_at(seconds: f64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+}
+
 impl Record {
-    /// The clock to judge by; `default` where the record has none.
+    /// The clock to judge by; `default` where the record has none that can be.
     pub fn now(&self, default: SystemTime) -> SystemTime {
-        let at =
-            |seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).ok().map(|at| SystemTime::UNIX_EPOCH + at);
-        self.now_unix.and_then(at).unwrap_or(default)
+        self.now_unix.and_then(time_at).unwrap_or(default)
     }
 
     /// The path of the target, without the query.

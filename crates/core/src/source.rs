@@ -137,7 +137,7 @@ pub struct Source {
     forward_headers: Vec<(HeaderName, Arc<str>)>,
     attribute_names: Vec<String>,
     handshakes: Handshakes,
-    /// The shared secrets of all schemes, for handshakes that are answered with one.
+    /// The secrets of all schemes, for handshakes that are answered with one.
     secrets: Vec<Arc<SecretSlot>>,
     reply: Option<ReplyConfig>,
     reply_deadline: Option<Duration>,

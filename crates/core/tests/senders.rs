@@ -241,7 +241,7 @@ fn signed_headers(name: &str, preset: &Preset) -> Vec<(HeaderName, HeaderValue)>
     };
     let words = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains(' '));
     (draft.headers.iter())
-        .filter(|(header, value)| !sample(header) && !(**header == http::header::AUTHORIZATION && words(value)))
+        .filter(|(header, value)| !(sample(header) || **header == http::header::AUTHORIZATION && words(value)))
         .map(|(header, value)| (header.clone(), value.clone()))
         .collect()
 }

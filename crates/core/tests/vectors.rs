@@ -46,3 +46,12 @@ fn every_case_gets_its_expected_verdict() {
     let differs_for_a_reason = BTreeMap::from([("discord: upper-case hex signature".to_owned(), 1)]);
     assert_eq!(wrong_may, differs_for_a_reason);
 }
+
+#[test]
+fn a_record_of_no_possible_time_is_judged_by_the_callers_clock() {
+    for time in ["1e300", "-1", "179666626660644098"] {
+        let record: Record = serde_json::from_str(&format!(r#"{{"path":"/","now_unix":{time}}}"#)).expect("a record");
+        let now = record.now(SystemTime::UNIX_EPOCH);
+        assert!(now == SystemTime::UNIX_EPOCH || now > SystemTime::now(), "{time}: {now:?}");
+    }
+}

@@ -14,6 +14,7 @@ use hookgate_core::{
     route::{Names, Router, SinkDeclaration},
     source::{Source, Surroundings},
 };
+use hookgate_http::{Fetcher, Tls};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -26,6 +27,9 @@ pub(crate) struct Parts {
     pub(crate) sources: Vec<Arc<Source>>,
     pub(crate) router: Router,
     pub(crate) secrets: Secrets,
+    /// The certificates of the public port, if it has any.
+    pub(crate) tls: Option<Tls>,
+    pub(crate) fetcher: Fetcher,
 }
 
 /// The names of all sources, in their order.
@@ -43,7 +47,11 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
     let mut problems = Vec::new();
     let mut secrets = Secrets::default();
     let mut sources: Vec<Arc<Source>> = Vec::new();
-    let auth = config.server.auth().map_err(|found| problems.extend(found.into_iter().map(|p| p.within("server"))));
+    let mut keep =
+        |found: Vec<Problem>, table: &str| problems.extend(found.into_iter().map(|problem| problem.within(table)));
+    let tls = config.server.tls.as_ref().map(Tls::load).transpose().map_err(|found| keep(found, "server"));
+    let fetcher = Fetcher::new(&config.outbound).map_err(|found| keep(found, "outbound"));
+    let auth = config.server.auth().map_err(|found| keep(found, "server"));
     let surroundings = Surroundings { max_body: config.server.max_body, auth: auth.unwrap_or_default() };
     for (id, table) in source_ids(config).into_iter().zip(config.sources.values()) {
         let key = format!("sources.{id}");
@@ -70,8 +78,10 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
         problems
             .extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
     });
-    match router {
-        Ok(router) if problems.is_empty() => Ok(Parts { sources, router, secrets }),
+    match (router, tls, fetcher) {
+        (Ok(router), Ok(tls), Ok(fetcher)) if problems.is_empty() => {
+            Ok(Parts { sources, router, secrets, tls, fetcher })
+        }
         _ => Err(config.origins.locate(problems)),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -12,16 +12,19 @@ use hookgate_core::observe::Chain;
 use crate::{
     check,
     config::{self, Config, Problems},
+    explain::{self, Explain},
     run::{self, Failure},
+    send::{self, Send},
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
-    /// The config file. Every key in it can be overridden by the environment: HOOKGATE_SERVER__LISTEN is server.listen.
-    #[arg(long, short, global = true, default_value = "relay.toml", value_name = "FILE")]
-    config: PathBuf,
+    /// The config file [default: relay.toml]. Every key in it can be overridden by the environment: HOOKGATE_SERVER__LISTEN
+    /// is server.listen.
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Write data as JSON.
     #[arg(long, global = true)]
@@ -37,6 +40,10 @@ enum Command {
     Run,
     /// Validate the config, then connect to every sink and say what is wrong.
     Check,
+    /// Say what would become of captured requests, and why: who verified them, their ids, their routes.
+    Explain(Explain),
+    /// Make a correctly signed test event of a source and post it.
+    Send(Send),
     /// Print the config as it is understood, with defaults filled in and secrets left out.
     Config,
 }
@@ -46,9 +53,11 @@ const EXIT_CONFIG: u8 = 2;
 
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.command {
+    let outcome = match &arguments.command {
         Command::Run => run_until_stopped(&arguments),
         Command::Check => check(&arguments),
+        Command::Explain(what) => explain(&arguments, what),
+        Command::Send(what) => send(&arguments, what),
         Command::Config => print_config(&arguments),
     };
     outcome.unwrap_or_else(|failure| match failure {
@@ -65,7 +74,19 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn load(arguments: &Arguments) -> Result<Config, Problems> {
-    config::load(&arguments.config, std::env::vars())
+    let file = arguments.config.as_deref().unwrap_or(Path::new("relay.toml"));
+    config::load(file, std::env::vars())
+}
+
+fn explain(arguments: &Arguments, what: &Explain) -> Result<ExitCode, Failure> {
+    let by_config = arguments.config.is_some() || explain::needs_config(what);
+    let config = by_config.then(|| load(arguments)).transpose()?;
+    explain::explain(what, config.as_ref(), arguments.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn send(arguments: &Arguments, what: &Send) -> Result<ExitCode, Failure> {
+    send::send(what, &load(arguments)?, arguments.json)
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -90,7 +111,7 @@ fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
             writeln!(out, "{result}")?;
         }
     }
-    let good = results.iter().all(check::SinkCheck::is_ok);
+    let good = results.iter().all(check::Check::is_ok);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
 }
 

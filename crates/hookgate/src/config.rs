@@ -20,7 +20,7 @@ use hookgate_core::{
     route::{RouteConfig, UnroutedConfig},
     source::SourceConfig,
 };
-use hookgate_http::{AdminConfig, ServerConfig};
+use hookgate_http::{AdminConfig, OutboundConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::read::Reader;
@@ -31,6 +31,7 @@ use crate::sinks::SinkConfig;
 pub(crate) struct Config {
     pub(crate) server: ServerConfig,
     pub(crate) admin: AdminConfig,
+    pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
     pub(crate) dedup: DedupConfig,
     pub(crate) sources: BTreeMap<String, SourceConfig>,
@@ -185,6 +186,7 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     let mut reader = Reader::new(&origins.root);
     let server = reader.table("server");
     let admin = reader.table("admin");
+    let outbound = reader.table("outbound");
     let log = reader.table("log");
     let dedup = reader.table("dedup");
     let sources = reader.named_tables("sources", |reader, key, table| reader.value::<SourceConfig>(key, table));
@@ -192,17 +194,20 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     let routes = reader.list("routes");
     let unrouted = reader.table("unrouted");
     let problems = reader.finish();
-    match (server, admin, log, dedup, sources, sinks, routes, unrouted) {
+    match (server, admin, outbound, log, dedup, sources, sinks, routes, unrouted) {
         (
             Some(server),
             Some(admin),
+            Some(outbound),
             Some(log),
             Some(dedup),
             Some(sources),
             Some(sinks),
             Some(routes),
             Some(unrouted),
-        ) if problems.is_empty() => Ok(Config { server, admin, log, dedup, sources, sinks, routes, unrouted, origins }),
+        ) if problems.is_empty() => {
+            Ok(Config { server, admin, outbound, log, dedup, sources, sinks, routes, unrouted, origins })
+        }
         _ => Err(origins.locate(problems)),
     }
 }

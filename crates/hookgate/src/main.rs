@@ -4,8 +4,10 @@ mod assemble;
 mod check;
 mod cli;
 mod config;
+mod explain;
 mod run;
 mod secrets;
+mod send;
 mod sinks;
 mod telemetry;
 

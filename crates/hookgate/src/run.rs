@@ -1,10 +1,14 @@
 //! `hookgate run`: start, supervision, and a shutdown in which no accepted event is lost and no sender is told 503.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context;
-use hookgate_core::{auth::Offline, limits::Deadline, observe::Observer, pipeline::Pipeline};
-use hookgate_http::{Ingress, Limits, Server, admin};
+use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline, source::Source};
+use hookgate_http::{Ingress, Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep,
@@ -43,6 +47,12 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// How often key sets are looked at. Issuers publish a new key days before they use it.
+const DOCUMENT_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// How often the certificate's files are looked at.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
+
 /// How long the sinks may take to close, and the admin port after them.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -51,13 +61,19 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     // First of all: as PID 1 in a container an unhandled SIGTERM is ignored.
     let mut signals = Signals::install().context("install the signal handlers")?;
     telemetry::start_log(&config.log);
-    let Parts { sources, router, mut secrets } = assemble::prepare(&config)?;
+    let Parts { sources, router, mut secrets, tls, fetcher } = assemble::prepare(&config)?;
+    for source in &sources {
+        for warning in source.verifier().warnings(SystemTime::now()) {
+            tracing::warn!(source = %source.id(), warning, "verification is weak");
+        }
+    }
     let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config));
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
-    let public = bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?;
-    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, Arc::new(Offline), &observer).await?);
+    let public =
+        bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?.with_tls(tls.clone());
+    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, Arc::new(fetcher), &observer).await?);
     telemetry.started(Arc::clone(&pipeline.memory));
     let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
 
@@ -65,6 +81,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
+    background.spawn(keep_documents(Arc::clone(&pipeline), sources.clone(), stops.background.clone()));
+    background.spawn(keep_certificates(tls, stops.background.clone()));
     let admin_address = admin.local_addr().context("read the admin port")?;
     let admin_routes = admin::router(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
@@ -88,6 +106,34 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     within(CLOSE_LIMIT, "background tasks", background.wait()).await;
     tracing::info!("hookgate has stopped");
     Ok(())
+}
+
+/// Has the key sets of token issuers here before the first request, and looks for new keys from time to time.
+async fn keep_documents(pipeline: Arc<Pipeline>, sources: Vec<Arc<Source>>, stop: CancellationToken) {
+    loop {
+        let wanted = sources.iter().flat_map(|source| source.verifier().documents());
+        let fetches = wanted.map(|document| pipeline.fetch(document, Deadline::after(CLOSE_LIMIT)));
+        futures_util::future::join_all(fetches).await;
+        if stop.run_until_cancelled(sleep(DOCUMENT_INTERVAL)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Puts renewed certificates in place.
+async fn keep_certificates(tls: Option<Tls>, stop: CancellationToken) {
+    let Some(tls) = tls else { return };
+    while stop.run_until_cancelled(sleep(CERTIFICATE_INTERVAL)).await.is_some() {
+        let files = tls.clone();
+        let Ok(refreshed) = tokio::task::spawn_blocking(move || files.refresh()).await else { continue };
+        match refreshed {
+            None => {}
+            Some(Ok(())) => tracing::info!("a changed certificate is in use"),
+            Some(Err(cause)) => {
+                tracing::warn!(cause, "the changed certificate cannot be used; the one from before stays")
+            }
+        }
+    }
 }
 
 /// What tells each part to stop, in the order of the shutdown.

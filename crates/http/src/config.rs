@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -10,6 +11,8 @@ use hookgate_core::{
     config::{self, ByteLimit, Problem},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::TlsConfig;
 
 /// The `[server]` table: the port that senders reach.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -26,6 +29,9 @@ pub struct ServerConfig {
     /// the header is not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<String>,
+    /// Certificates, so that clients speak TLS to this port. Default: none; a proxy before it does that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// Longest accepted body. Longer requests get 413 and are not buffered. A source may set its own. Default: 2 MiB,
     /// above what most providers send; GitHub may send 25 MB.
     pub max_body: ByteLimit,
@@ -67,6 +73,7 @@ impl Default for ServerConfig {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             public_url: None,
             trusted_proxies: Vec::new(),
+            tls: None,
             max_body: ByteLimit::mib(2),
             reply_deadline: Duration::from_millis(2500),
             header_timeout: Duration::from_secs(10),
@@ -104,6 +111,28 @@ impl ServerConfig {
             true => Ok(auth::Context { public_url: url.map(Into::into), trusted_proxies: trusted.into() }),
             false => Err(problems),
         }
+    }
+}
+
+/// The `[outbound]` table: what hookgate itself asks for, key sets of token issuers and certificates of Amazon SNS.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutboundConfig {
+    /// An HTTP proxy that is asked to CONNECT, like `"http://proxy:3128"`. Default: none; the environment is not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// Certificates in PEM form that are trusted beside the system's. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// How long an answer may take, from the connection to its last byte. Default: 2 s, below the reply deadline: a sender may
+    /// be waiting for it.
+    #[serde(with = "config::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for OutboundConfig {
+    fn default() -> Self {
+        Self { proxy: None, ca: None, timeout: Duration::from_secs(2) }
     }
 }
 

@@ -1,16 +1,22 @@
-//! Everything of hookgate that speaks HTTP: the public ingress and the private admin port.
+//! Everything of hookgate that speaks HTTP: the public ingress, the private admin port, what it asks for itself, and captured
+//! requests.
 //!
 //! Only this crate knows axum and hyper, and only `respond` knows status codes. It must not know brokers.
 
 pub mod admin;
 mod body;
+pub mod capture;
 mod config;
+mod fetch;
 mod ingress;
 mod respond;
 mod server;
+mod tls;
 
 pub use self::{
-    config::{AdminConfig, ServerConfig},
+    config::{AdminConfig, OutboundConfig, ServerConfig},
+    fetch::Fetcher,
     ingress::Ingress,
     server::{Limits, Server},
+    tls::{Tls, TlsConfig},
 };

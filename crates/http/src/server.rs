@@ -3,7 +3,6 @@
 //! Not `axum::serve`: that one has no timer, so hyper's own time limits are silently off, and no cap on connections.
 
 use std::{
-    future::Future,
     io,
     net::SocketAddr,
     sync::{
@@ -14,24 +13,31 @@ use std::{
 };
 
 use axum::Router;
-use hookgate_core::observe::{Observation, Observer};
+use hookgate_core::{
+    auth::Peer,
+    observe::{Observation, Observer},
+};
 use hyper::{
     body::Incoming,
     service::{Service, service_fn},
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::ServerConfig;
+use crate::{ServerConfig, tls::Tls};
 
 /// Connections that the kernel keeps for us while none is accepted.
 const BACKLOG: u32 = 4096;
@@ -70,6 +76,7 @@ impl Limits {
 pub struct Server {
     listener: TcpListener,
     limits: Limits,
+    tls: Option<Tls>,
     observer: Arc<dyn Observer>,
 }
 
@@ -83,7 +90,13 @@ impl Server {
         // A restart must not wait for the last connections of the one before.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { listener: socket.listen(BACKLOG)?, limits, observer })
+        Ok(Self { listener: socket.listen(BACKLOG)?, limits, tls: None, observer })
+    }
+
+    /// The same port, where clients speak TLS if `tls` has certificates for it.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The address that was bound; with port 0 the operating system chose one.
@@ -97,7 +110,7 @@ impl Server {
     /// Serves `router` until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
     pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
-        let Self { listener, limits, observer } = self;
+        let Self { listener, limits, tls, observer } = self;
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
@@ -107,10 +120,10 @@ impl Server {
                 let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
                 (place, listener.accept().await)
             };
-            let (place, stream) = tokio::select! {
+            let (place, stream, address) = tokio::select! {
                 () = stop.cancelled() => break,
                 (place, accepted) = accept => match accepted {
-                    Ok((stream, _)) => (place, stream),
+                    Ok((stream, address)) => (place, stream, address),
                     Err(error) => {
                         observer.observe(&Observation::AcceptFailed { error: &error });
                         sleep(ACCEPT_PAUSE).await;
@@ -119,7 +132,14 @@ impl Server {
                 },
             };
             let guard = Open::new(&observer);
-            let connection = serve_connection(&builder, stream, &router, &graceful, limits.header_timeout);
+            let connection = Connection {
+                builder: builder.clone(),
+                router: router.clone(),
+                watcher: graceful.watcher(),
+                header_timeout: limits.header_timeout,
+                peer: Peer { address: Some(address.ip()), certificate: None },
+            };
+            let connection = connection.serve(stream, tls.clone());
             let abort = abort.clone();
             connections.spawn(async move {
                 tokio::select! { () = connection => {}, () = abort.cancelled() => {} }
@@ -156,29 +176,42 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// One connection from its first byte to its end. A connection that has sent no request's head in time is dropped, in
-/// whatever state of protocol detection it is.
-fn serve_connection(
-    builder: &auto::Builder<TokioExecutor>,
-    stream: TcpStream,
-    router: &Router,
-    graceful: &GracefulShutdown,
+/// One connection and what it is served with.
+struct Connection {
+    builder: auto::Builder<TokioExecutor>,
+    router: Router,
+    watcher: Watcher,
     header_timeout: Duration,
-) -> impl Future<Output = ()> + use<> {
-    // Answers are small and final: never hold one back to fill a segment.
-    let nodelay = stream.set_nodelay(true);
-    let requested = Arc::new(AtomicBool::new(false));
-    let (router, seen) = (TowerToHyperService::new(router.clone()), Arc::clone(&requested));
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        seen.store(true, Ordering::Relaxed);
-        router.call(request)
-    });
-    let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-    async move {
-        if nodelay.is_err() {
+    peer: Peer,
+}
+
+impl Connection {
+    /// From its first byte to its end. A connection that has not shaken hands in time, or has sent no request's head in time,
+    /// is dropped, in whatever state it is.
+    async fn serve(mut self, stream: TcpStream, tls: Option<Tls>) {
+        // Answers are small and final: never hold one back to fill a segment.
+        if stream.set_nodelay(true).is_err() {
             // The peer is gone already.
             return;
         }
+        let Some(tls) = tls else { return self.serve_http(stream).await };
+        // How a handshake fails is the client's business.
+        let Ok(Ok(stream)) = timeout(self.header_timeout, tls.accept(stream)).await else { return };
+        let certificates = stream.get_ref().1.peer_certificates();
+        self.peer.certificate = certificates.and_then(|chain| chain.first()).map(|leaf| Arc::from(leaf.as_ref()));
+        self.serve_http(stream).await;
+    }
+
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let Self { builder, router, watcher, header_timeout, peer } = self;
+        let requested = Arc::new(AtomicBool::new(false));
+        let (router, seen) = (TowerToHyperService::new(router), Arc::clone(&requested));
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            seen.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(peer.clone());
+            router.call(request)
+        });
+        let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         let mut connection = std::pin::pin!(connection);
         // How a connection ends is the client's business: what matters was observed per request.
         tokio::select! {

@@ -137,10 +137,11 @@ impl Jwt {
     }
 
     /// The key document, if it has to be fetched before `request` can be judged.
-    pub(super) fn wanted(&self, request: Option<&Request>) -> Option<Wanted> {
-        let known = |keys: &KeySet| match request.and_then(|request| token(request).ok()).map(Compact::parse) {
-            Some(Ok(compact)) => keys.find(compact.header.kid.as_deref()).is_some(),
-            _ => true,
+    pub(super) fn wanted(&self, request: &Request) -> Option<Wanted> {
+        let known = |keys: &KeySet| match token(request).and_then(Compact::parse) {
+            Ok(compact) => keys.find(compact.header.kid.as_deref()).is_some(),
+            // It will be refused for its form.
+            Err(_) => true,
         };
         self.keys.wanted(known)
     }

@@ -235,36 +235,46 @@ impl Scheme {
 
     /// The names of what it accepts, as [`Credential::secret`] tells them.
     fn secret_names(&self) -> Vec<Arc<str>> {
-        let names = |slots: &[Arc<SecretSlot>]| slots.iter().map(|slot| Arc::clone(slot.name())).collect();
         match self {
-            Self::Token { secrets, .. } => names(secrets),
-            Self::Signature(_, signature) => names(signature.secrets()),
-            Self::Twilio(twilio) => names(twilio.secrets()),
-            Self::Mailgun(mailgun) => names(mailgun.secrets()),
-            Self::Adyen(adyen) => names(adyen.secrets()),
             Self::Sns(sns) => vec![Arc::clone(sns.name())],
             Self::Jwt(jwt) => vec![Arc::clone(jwt.name())],
-            Self::Atlassian(atlassian) => names(atlassian.secrets()),
             Self::Address(address) => vec![Arc::clone(address.name())],
             Self::Certificate(certificate) => certificate.names().to_vec(),
-            Self::AcceptAnyone => Vec::new(),
+            _ => self.secrets().iter().map(|slot| Arc::clone(slot.name())).collect(),
         }
     }
 
-    /// Its shared secrets, where handshakes are answered with one.
+    /// What is allowed and unwise in it.
+    fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let mut warnings = match self {
+            Self::Signature(_, signature) => signature.warnings(),
+            Self::Sns(sns) => sns.warnings(),
+            _ => Vec::new(),
+        };
+        for slot in self.secrets().iter().filter(|slot| !slot.is_live(now)) {
+            warnings.push(format!("the secret {} is past its not_after and verifies nothing any more", slot.name()));
+        }
+        warnings
+    }
+
+    /// Its secrets and public keys, where the config gives any.
     fn secrets(&self) -> &[Arc<SecretSlot>] {
         match self {
-            Self::Signature(_, signature) => signature.secrets(),
             Self::Token { secrets, .. } => secrets,
-            _ => &[],
+            Self::Signature(_, signature) => signature.secrets(),
+            Self::Twilio(twilio) => twilio.secrets(),
+            Self::Mailgun(mailgun) => mailgun.secrets(),
+            Self::Adyen(adyen) => adyen.secrets(),
+            Self::Atlassian(atlassian) => atlassian.secrets(),
+            Self::Sns(_) | Self::Jwt(_) | Self::Address(_) | Self::Certificate(_) | Self::AcceptAnyone => &[],
         }
     }
 
-    /// What has to be fetched before `request` can be judged; with no request, what is to be there at the start.
-    fn wanted(&self, request: Option<&Request>) -> Option<Wanted> {
+    /// What has to be fetched before `request` can be judged.
+    fn wanted(&self, request: &Request) -> Option<Wanted> {
         match self {
             Self::Jwt(jwt) => jwt.wanted(request),
-            Self::Sns(sns) => sns.wanted(request?),
+            Self::Sns(sns) => sns.wanted(request),
             _ => None,
         }
     }
@@ -342,7 +352,7 @@ impl Verifier {
     /// Documents that have to be fetched before `unverified` can be judged: keys that its token names, the certificate of
     /// its signature. Most schemes want nothing.
     pub fn wanted(&self, unverified: &Unverified) -> Vec<Wanted> {
-        self.schemes().filter_map(|scheme| scheme.wanted(Some(&unverified.request))).collect()
+        self.schemes().filter_map(|scheme| scheme.wanted(&unverified.request)).collect()
     }
 
     /// Documents that are best there before the first request: the key sets of token issuers.
@@ -364,11 +374,30 @@ impl Verifier {
         credentials
     }
 
-    /// Whether the config lets anybody in.
-    pub fn accepts_anyone(&self) -> bool {
-        let anyone =
-            |alternative: &Vec<Scheme>| alternative.iter().all(|scheme| matches!(scheme, Scheme::AcceptAnyone));
-        self.alternatives.iter().any(anyone)
+    /// The names of the schemes as the config combines them: `hmac or bearer and ip`.
+    pub fn summary(&self) -> String {
+        let all = |alternative: &Vec<Scheme>| alternative.iter().map(Scheme::name).collect::<Vec<_>>().join(" and ");
+        self.alternatives.iter().map(all).collect::<Vec<_>>().join(" or ")
+    }
+
+    /// What is allowed and unwise, each as a sentence for the operator.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for alternative in &self.alternatives {
+            match alternative.as_slice() {
+                schemes if schemes.iter().all(|scheme| matches!(scheme, Scheme::AcceptAnyone)) => {
+                    let word = config::ACCEPT_ANYONE;
+                    warnings.push(format!("{word}: whoever finds the path can put events into the queue"));
+                }
+                [Scheme::Address(_)] => {
+                    warnings
+                        .push("ip alone: an address proves little; demand a signature or a token beside it".to_owned());
+                }
+                _ => {}
+            }
+        }
+        warnings.extend(self.schemes().flat_map(|scheme| scheme.warnings(now)));
+        warnings
     }
 
     /// Signs `draft` so that the first alternative accepts it, as far as a sender can.
@@ -383,7 +412,7 @@ impl Verifier {
         first.into_iter().chain(then).try_for_each(|scheme| scheme.sign(draft))
     }
 
-    /// The shared secrets of all schemes: handshakes are answered with them.
+    /// The secrets of all schemes: some handshakes are answered with one.
     pub(crate) fn secrets(&self) -> Vec<Arc<SecretSlot>> {
         self.schemes().flat_map(|scheme| scheme.secrets()).cloned().collect()
     }

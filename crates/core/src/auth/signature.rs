@@ -61,6 +61,9 @@ pub(crate) fn hmac(hash: Hash, key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     }
 }
 
+/// A shared secret shorter than this, in bytes, can be found by trying.
+const KEY_BYTES_ADVISED: usize = 16;
+
 /// How a signature is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Algorithm {
@@ -102,6 +105,21 @@ impl Signature {
     /// Its secrets.
     pub(super) fn secrets(&self) -> &[Arc<SecretSlot>] {
         &self.secrets
+    }
+
+    /// What is allowed and unwise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let Algorithm::Hmac(_, form) = self.algorithm else { return Vec::new() };
+        let is_short = |slot: &&Arc<SecretSlot>| {
+            form.decode(slot.current().expose()).is_ok_and(|key| key.len() < KEY_BYTES_ADVISED)
+        };
+        let warning = |slot: &Arc<SecretSlot>| {
+            format!(
+                "the secret {} has less than {KEY_BYTES_ADVISED} bytes and can be guessed from one request",
+                slot.name()
+            )
+        };
+        self.secrets.iter().filter(is_short).map(warning).collect()
     }
 
     /// The name of the secret that signed `request`.

@@ -113,6 +113,13 @@ impl Sns {
         }
     }
 
+    /// What is allowed and unwise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let anybody = self.topics.iter().any(|topic| topic == "*");
+        let warning = "topics has \"*\": everybody with an account at Amazon can send events here";
+        anybody.then(|| warning.to_owned()).into_iter().collect()
+    }
+
     /// What stands for the secret's name.
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name

@@ -1,0 +1,349 @@
+//! Keys and certificates that have to be fetched: when, how often, and what becomes of requests meanwhile.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use futures_util::{FutureExt, future::BoxFuture};
+use hookgate_core::{
+    auth::{AuthFailure, Draft, Fetch, Peer, Request, SigningKey, Unverified},
+    config::ByteLimit,
+    event::{SinkId, SourceId},
+    handoff::{Accepted, AcceptedAs, Answered, Refused},
+    limits::{Admission, Deadline},
+    observe::Observer,
+    pipeline::Pipeline,
+    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
+    source::Source,
+};
+use hookgate_testkit::{event::TestEvent, fake_sink::FakeSink, recorder::Recorder};
+use http::{HeaderMap, HeaderValue, Method};
+use ring::{
+    rand::SystemRandom,
+    signature::{RSA_PKCS1_SHA256, RsaKeyPair},
+};
+use serde_json::{Value, json};
+
+const RSA_PEM: &str = include_str!("../../testkit/fixtures/keys/rsa.pem");
+const TOPIC: &str = "arn:aws:sns:us-east-1:123456789012:events";
+const CERTIFICATE: &str = "https://sns.us-east-1.amazonaws.com/SimpleNotificationService-1.pem";
+
+/// Documents by their URLs, and how often each was asked for. What is not there fails.
+#[derive(Default)]
+struct Web {
+    documents: Mutex<BTreeMap<String, String>>,
+    asked: Mutex<Vec<String>>,
+    pause: Option<Duration>,
+}
+
+impl Web {
+    fn with(documents: &[(&str, String)]) -> Arc<Self> {
+        let documents = documents.iter().map(|(url, document)| ((*url).to_owned(), document.clone())).collect();
+        Arc::new(Self { documents: Mutex::new(documents), ..Self::default() })
+    }
+
+    fn put(&self, url: &str, document: String) {
+        self.documents.lock().expect("no panic").insert(url.to_owned(), document);
+    }
+
+    fn take_away(&self) {
+        self.documents.lock().expect("no panic").clear();
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+impl Fetch for Web {
+    fn get(&self, url: String, _: usize) -> BoxFuture<'static, Result<Bytes, String>> {
+        self.asked.lock().expect("no panic").push(url.clone());
+        let document = self.documents.lock().expect("no panic").get(&url).cloned();
+        let pause = self.pause;
+        async move {
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            document.map(Bytes::from).ok_or_else(|| "404 Not Found".to_owned())
+        }
+        .boxed()
+    }
+}
+
+fn key_pair() -> RsaKeyPair {
+    let base64: String = RSA_PEM.lines().filter(|line| !line.starts_with('-')).collect();
+    RsaKeyPair::from_pkcs8(&BASE64.decode(base64.as_bytes()).expect("base64")).expect("a key")
+}
+
+fn jwks(kid: &str) -> String {
+    let public = ring::rsa::PublicKeyComponents::<Vec<u8>>::from(key_pair().public());
+    let part = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    json!({ "keys": [{ "kty": "RSA", "kid": kid, "n": part(&public.n), "e": part(&public.e) }] }).to_string()
+}
+
+fn certificate() -> String {
+    let key = rcgen::KeyPair::from_pem(RSA_PEM).expect("a key");
+    rcgen::CertificateParams::new(vec!["sns.test".to_owned()]).expect("a name").self_signed(&key).expect("signed").pem()
+}
+
+fn resolve(secret: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+    let SecretOrigin::Literal(text) = &secret.origin else { panic!("only literals here") };
+    Ok(Arc::new(SecretSlot::new(
+        secret.display_name(),
+        Secret::new(text.as_bytes()).map_err(|error| error.to_string())?,
+    )))
+}
+
+fn source(preset: &str, scheme: &Value) -> Arc<Source> {
+    let config = json!({ "path": "/in", "preset": preset, "verify": [scheme] });
+    let config = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
+    let source = Source::compile(SourceId::new(0, "test"), &config, &ByteLimit::mib(1).into(), &mut resolve);
+    Arc::new(source.unwrap_or_else(|problems| panic!("{problems:?}")))
+}
+
+const KEYS: &str = "https://issuer.example/keys";
+
+fn issuer() -> Arc<Source> {
+    let scheme = json!({
+        "scheme": "jwt", "keys": { "url": KEYS }, "issuers": ["https://issuer.example"], "audiences": ["us"],
+    });
+    source("google-pubsub", &scheme)
+}
+
+fn sns() -> Arc<Source> {
+    source("aws-sns", &json!({ "scheme": "aws-sns", "topics": [TOPIC] }))
+}
+
+fn request(headers: HeaderMap, body: String, now: SystemTime) -> Unverified {
+    Unverified::new(Request {
+        method: Method::POST,
+        path: "/in".to_owned(),
+        query: None,
+        headers,
+        body: body.into(),
+        received_at: now,
+        peer: Peer::default(),
+        admitted: Admission::new(1, 0).begin().try_enter().expect("room for one"),
+    })
+}
+
+/// A request with a token that names the key `kid`, signed by the one key that there is.
+fn with_token(kid: &str) -> Unverified {
+    let given = json!({
+        "scheme": "jwt", "keys": { "inline": jwks(kid) }, "issuers": ["https://issuer.example"], "audiences": ["us"],
+    });
+    let mut draft = Draft {
+        method: Method::POST,
+        path: "/in".to_owned(),
+        query: None,
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        now: SystemTime::now(),
+        id: "one".to_owned(),
+        secret: None,
+        signing_key: Some(SigningKey::from_pem(RSA_PEM.as_bytes()).expect("a key")),
+    };
+    source("google-pubsub", &given).sign(&mut draft).expect("the key is there");
+    request(draft.headers, r#"{"message":{"messageId":"1"}}"#.to_owned(), draft.now)
+}
+
+/// A message of SNS with these fields beside those that all have, signed.
+fn sns_message(r#type: &str, certificate: &str, topic: &str) -> Unverified {
+    let url = "https://sns.us-east-1.amazonaws.com/?Action=ConfirmSubscription&Token=t";
+    let mut body = json!({
+        "Type": r#type, "MessageId": "m1", "TopicArn": topic, "Message": "hi", "Timestamp": "2026-11-25T00:00:00.000Z",
+        "SignatureVersion": "2", "SigningCertURL": certificate, "SubscribeURL": url, "Token": "t",
+    });
+    let names: &[&str] = match r#type {
+        "Notification" => &["Message", "MessageId", "Timestamp", "TopicArn", "Type"],
+        _ => &["Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"],
+    };
+    let line = |name: &&str| format!("{name}\n{}\n", body[*name].as_str().expect("a text"));
+    let signed: String = names.iter().map(line).collect();
+    let pair = key_pair();
+    let mut signature = vec![0; pair.public().modulus_len()];
+    pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signed.as_bytes(), &mut signature).expect("random numbers");
+    body["Signature"] = BASE64.encode(&signature).into();
+    let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))]);
+    request(headers, body.to_string(), SystemTime::now())
+}
+
+struct Bench {
+    pipeline: Arc<Pipeline>,
+    recorder: Arc<Recorder>,
+    sink: Arc<FakeSink>,
+}
+
+impl Bench {
+    fn new(web: &Arc<Web>) -> Self {
+        let (sink, recorder) = (FakeSink::new(SinkId::new(0, "first")), Arc::new(Recorder::default()));
+        let observer: Arc<dyn Observer> = Arc::clone(&recorder) as _;
+        let routes = json!([{ "to": [{ "sink": "first" }] }]);
+        let mut pipeline = TestEvent::new("any").pipeline(std::slice::from_ref(&sink), &routes, &observer);
+        pipeline.fetch = Arc::clone(web) as _;
+        Self { pipeline: Arc::new(pipeline), recorder, sink }
+    }
+
+    async fn send(&self, source: &Arc<Source>, request: Unverified) -> Result<Answered, Refused> {
+        self.pipeline.spawn(Arc::clone(source), request).await.expect("no panic")
+    }
+
+    async fn outcome(&self, source: &Arc<Source>, request: Unverified) -> Result<Option<AcceptedAs>, Refused> {
+        self.send(source, request).await.map(|answered| match answered {
+            Answered::Accepted(accepted) => Some(Accepted::as_what(&accepted)),
+            Answered::Handshake(reply) => {
+                assert_eq!(reply.status(), 200);
+                None
+            }
+        })
+    }
+}
+
+const UNAVAILABLE: Refused = Refused::Unauthenticated(AuthFailure::KeysUnavailable);
+
+#[tokio::test(start_paused = true)]
+async fn a_key_set_is_fetched_once_and_then_kept() {
+    let web = Web::with(&[(KEYS, jwks("one"))]);
+    let (bench, source) = (Bench::new(&web), issuer());
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Delivered)));
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Duplicate)));
+    assert_eq!(web.asked(), [KEYS]);
+    assert_eq!(bench.recorder.count("sender_verified source=test by=jwt:jwks"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_is_found_and_an_invented_one_asks_at_most_once_in_a_while() {
+    let web = Web::with(&[(KEYS, jwks("one"))]);
+    let (bench, source) = (Bench::new(&web), issuer());
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Delivered)));
+    web.put(KEYS, jwks("two"));
+    tokio::time::advance(Duration::from_secs(31)).await;
+    assert_eq!(
+        bench.outcome(&source, with_token("two")).await,
+        Ok(Some(AcceptedAs::Duplicate)),
+        "the issuer has a new key"
+    );
+    for _ in 0..100 {
+        let refused = bench.outcome(&source, with_token("invented")).await;
+        assert_eq!(refused, Err(Refused::Unauthenticated(AuthFailure::KeyUnknown)));
+    }
+    assert_eq!(web.asked().len(), 2, "strangers do not make us ask");
+    tokio::time::advance(Duration::from_secs(31)).await;
+    let _refused = bench.outcome(&source, with_token("invented")).await;
+    assert_eq!(web.asked().len(), 3, "but after a while it may be a new one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_keys_nobody_is_blamed_and_with_the_old_ones_nothing_stops() {
+    let web = Web::with(&[]);
+    let (bench, source) = (Bench::new(&web), issuer());
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Err(UNAVAILABLE));
+    assert_eq!(bench.recorder.count("document_fetched url=https://issuer.example/keys error=404 Not Found"), 1);
+    web.put(KEYS, jwks("one"));
+    tokio::time::advance(Duration::from_secs(31)).await;
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Delivered)));
+    web.take_away();
+    for document in source.verifier().documents() {
+        bench.pipeline.fetch(document, Deadline::after(Duration::from_secs(1))).await;
+    }
+    assert_eq!(web.asked().len(), 3, "the hourly look fails");
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Duplicate)), "and the keys stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_need_a_document_at_the_same_time_share_one_fetch() {
+    let web = Web { pause: Some(Duration::from_millis(300)), ..Web::default() };
+    web.put(KEYS, jwks("one"));
+    let web = Arc::new(web);
+    let (bench, source) = (Bench::new(&web), issuer());
+    let all = (0..50).map(|_| bench.outcome(&source, with_token("one")));
+    let outcomes = futures_util::future::join_all(all).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(web.asked().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_server_that_does_not_answer_costs_no_more_than_the_deadline() {
+    let web = Web { pause: Some(Duration::from_secs(3600)), ..Web::default() };
+    let web = Arc::new(web);
+    let (bench, source) = (Bench::new(&web), issuer());
+    let begun = tokio::time::Instant::now();
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Err(UNAVAILABLE));
+    assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_a_listed_topic_is_an_event() {
+    let web = Web::with(&[(CERTIFICATE, certificate())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    let message = || sns_message("Notification", CERTIFICATE, TOPIC);
+    assert_eq!(bench.outcome(&source, message()).await, Ok(Some(AcceptedAs::Delivered)));
+    assert_eq!(bench.outcome(&source, message()).await, Ok(Some(AcceptedAs::Duplicate)));
+    assert_eq!(web.asked(), [CERTIFICATE]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_listed_topic_at_the_services_own_host_makes_us_reach_out() {
+    let web = Web::with(&[(CERTIFICATE, certificate())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    let strangers = [
+        (sns_message("Notification", CERTIFICATE, "arn:aws:sns:us-east-1:666:theirs"), AuthFailure::TopicRefused),
+        (sns_message("Notification", "https://evil.test/a.pem", TOPIC), AuthFailure::CertificateUrlRefused),
+        (
+            sns_message("SubscriptionConfirmation", "http://sns.us-east-1.amazonaws.com/a.pem", TOPIC),
+            AuthFailure::CertificateUrlRefused,
+        ),
+    ];
+    for (request, reason) in strangers {
+        assert_eq!(bench.outcome(&source, request).await, Err(Refused::Unauthenticated(reason)));
+    }
+    assert_eq!(web.asked(), Vec::<String>::new());
+    for number in 0..100 {
+        let invented = format!("https://sns.us-east-1.amazonaws.com/{number}.pem");
+        assert_eq!(bench.outcome(&source, sns_message("Notification", &invented, TOPIC)).await, Err(UNAVAILABLE));
+    }
+    assert_eq!(web.asked().len(), 1, "inventions are asked for one at a time, with pauses");
+    for number in 0..100 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let invented = format!("https://sns.us-east-1.amazonaws.com/again-{number}.pem");
+        assert_eq!(bench.outcome(&source, sns_message("Notification", &invented, TOPIC)).await, Err(UNAVAILABLE));
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let message = sns_message("Notification", CERTIFICATE, TOPIC);
+    assert_eq!(
+        bench.outcome(&source, message).await,
+        Ok(Some(AcceptedAs::Delivered)),
+        "and do not crowd out the real one"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_is_confirmed_only_when_its_message_is_authentic() {
+    let confirm = "https://sns.us-east-1.amazonaws.com/?Action=ConfirmSubscription&Token=t";
+    let web = Web::with(&[(CERTIFICATE, certificate()), (confirm, "<ok/>".to_owned())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    assert_eq!(
+        bench.outcome(&source, sns_message("SubscriptionConfirmation", CERTIFICATE, TOPIC)).await,
+        Ok(None),
+        "a handshake, not an event"
+    );
+    assert_eq!(web.asked(), [CERTIFICATE, confirm]);
+    let forged = request(HeaderMap::new(), r#"{"Type":"SubscriptionConfirmation"}"#.to_owned(), SystemTime::now());
+    assert!(bench.outcome(&source, forged).await.is_err());
+    let off = source_without_confirmation();
+    assert_eq!(bench.outcome(&off, sns_message("SubscriptionConfirmation", CERTIFICATE, TOPIC)).await, Ok(None));
+    assert_eq!(bench.outcome(&source, sns_message("UnsubscribeConfirmation", CERTIFICATE, TOPIC)).await, Ok(None));
+    assert_eq!(web.asked().iter().filter(|url| *url == confirm).count(), 1);
+    web.take_away();
+    let failed = bench.outcome(&source, sns_message("SubscriptionConfirmation", CERTIFICATE, TOPIC)).await;
+    assert_eq!(failed, Err(Refused::NotConfirmed), "the service asks again");
+    assert_eq!(bench.sink.stored().len(), 0, "none of them reaches a queue");
+}
+
+fn source_without_confirmation() -> Arc<Source> {
+    source("aws-sns", &json!({ "scheme": "aws-sns", "topics": [TOPIC], "confirm": false }))
+}
