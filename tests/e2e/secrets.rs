@@ -2,7 +2,7 @@
 
 use hookgate_testkit::{http::request, nats::NatsServer, process::wait_until};
 
-use crate::relay::{LIMIT, PATH, Relay, TO_FILE, create_stream, finished, to_nats};
+use crate::relay::{LIMIT, PATH, Relay, TO_FILE, create_stream, finished, run_to_end, to_nats};
 
 fn bearer(token: &str) -> Vec<u8> {
     request("POST", PATH, &[("authorization", &format!("Bearer {token}"))], finished(1).as_bytes())
@@ -65,4 +65,23 @@ async fn a_query_token_appears_in_no_log_metric_or_message() {
     {
         assert!(!text.contains(SECRET), "the token is in the {what}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_secret_in_the_wrong_form_is_not_put_in_place() {
+    let source = r#"
+        [sources.partner]
+        path = "/partner"
+        preset = "standard-webhooks"
+        secrets = [{ file = "whsec" }]
+    "#;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(dir.path().join("whsec"), "whsec_YSBrZXkgb2YgdHdlbnR5LWZvdXIgYnl0\n").expect("writable");
+    let relay = Relay::start_in(dir, &format!("{source}{TO_FILE}"), &[]).await;
+    let signed = run_to_end(relay.dir(), &["send", "partner", "--print"], &[]).stdout;
+    assert_eq!(relay.send(&signed).await.status, 200);
+    std::fs::write(relay.dir().join("whsec"), "whsec_what is this\n").expect("writable");
+    wait_until(LIMIT, "the junk is noticed", async || relay.log().contains("and base64 after it")).await;
+    assert_eq!(relay.send(&signed).await.status, 200, "what was good stays in use");
+    assert!(!relay.log().contains("what is this"), "and the junk is not logged: it may be another secret");
 }

@@ -105,15 +105,23 @@ pub(crate) fn explain(arguments: &Explain, config: Option<&Config>, json: bool) 
     Ok(())
 }
 
-/// Whether `arguments` name a config to judge by when the command line names none: raw requests do not say themselves what to
-/// judge them by.
+/// Whether `arguments` need a config to judge by although the command line names none: raw requests do not say themselves
+/// what to judge them by.
 pub(crate) fn needs_config(arguments: &Explain) -> bool {
-    let is_raw = |name: &String| {
-        let mut start = [0; 1];
-        let read = File::open(name).and_then(|mut file| file.read_exact(&mut start));
-        read.is_ok() && !start.starts_with(b"{")
+    let is_raw = |name: &String| match name.as_str() {
+        // What is looked at here stays in the buffer that all readers of stdin share.
+        "-" => io::stdin().lock().fill_buf().is_ok_and(|start| !start.is_empty() && !is_json(start)),
+        path => {
+            let mut reader = File::open(path).map(BufReader::new);
+            reader.as_mut().is_ok_and(|reader| reader.fill_buf().is_ok_and(|start| !start.is_empty() && !is_json(start)))
+        }
     };
     arguments.preset.is_none() && arguments.requests.iter().any(is_raw)
+}
+
+/// Whether a file that begins with `start` has JSON Lines in it.
+fn is_json(start: &[u8]) -> bool {
+    start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 enum Judge {
@@ -185,8 +193,7 @@ fn read(
     };
     let mut reader = BufReader::with_capacity(256 * 1024, reader);
     let start = reader.fill_buf().context("read it")?;
-    let json_lines = start.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    if !json_lines {
+    if !is_json(start) {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).context("read it")?;
         let id = Value::String(name.to_owned());
