@@ -129,8 +129,13 @@ fn what_send_prints_explain_accepts_until_it_is_too_old() {
     std::fs::write(dir.path().join("sent.http"), &printed.stdout).expect("writable");
     let at =
         |unix: &str| verdicts(&run_to_end(dir.path(), &["explain", "sent.http", "--at", unix], &SECRETS)).remove(0);
-    let piped = verdicts(&run_with_input(dir.path(), &["explain", "-", "--at", "1795000000"], &printed.stdout)).remove(0);
-    assert_eq!((&piped["id"], &piped["verdict"]), (&json!("-"), &json!("accept")), "by relay.toml, as raw requests are");
+    let piped =
+        verdicts(&run_with_input(dir.path(), &["explain", "-", "--at", "1795000000"], &printed.stdout)).remove(0);
+    assert_eq!(
+        (&piped["id"], &piped["verdict"]),
+        (&json!("-"), &json!("accept")),
+        "by relay.toml, as raw requests are"
+    );
     assert_eq!((&at("1795000300")["verdict"], &at("1795000300")["secret"]), (&json!("accept"), &json!("main")));
     assert_eq!(
         (&at("1795000301")["verdict"], &at("1795000301")["reason"]),

@@ -55,3 +55,50 @@ fn a_record_of_no_possible_time_is_judged_by_the_callers_clock() {
         assert!(now == SystemTime::UNIX_EPOCH || now > SystemTime::now(), "{time}: {now:?}");
     }
 }
+
+#[test]
+fn the_operator_is_told_the_exact_reason() {
+    let expected = [
+        ("github", "signature header: missing", "credential_missing"),
+        ("github", "prefix wrong", "credential_malformed"),
+        ("github", "wrong secret", "signature_mismatch"),
+        ("github", "signature header twice, good then bad", "credential_repeated"),
+        ("github", "no secret configured", "config_refused"),
+        ("slack", "timestamp 1 s past the tolerance", "timestamp_stale"),
+        ("slack", "timestamp one day ahead", "timestamp_ahead"),
+        ("slack", "timestamp not a number", "timestamp_malformed"),
+        ("linear", "JSON body without a place for the timestamp", "timestamp_missing"),
+        ("bearer", "wrong token", "credential_mismatch"),
+        ("twilio", "JSON hash changed with the body", "signature_mismatch"),
+        ("twilio", "settings header says SHA-256, signed with SHA-1", "signature_mismatch"),
+        ("adyen-item", "signature missing", "credential_missing"),
+        ("adyen-item", "body not JSON", "body_unreadable"),
+        ("mailgun", "ahead", "timestamp_ahead"),
+        ("aws-sns", "topic not on the list", "topic_refused"),
+        ("aws-sns", "certificate URL: look-alike suffix", "certificate_url_refused"),
+        ("aws-sns", "SignatureVersion 3", "algorithm_refused"),
+        ("google-pubsub", "alg none", "algorithm_refused"),
+        ("google-pubsub", "HS256 keyed with the public key", "algorithm_refused"),
+        ("google-pubsub", "alg RS512", "algorithm_refused"),
+        ("google-pubsub", "critical header not known", "algorithm_refused"),
+        ("google-pubsub", "unknown kid", "key_unknown"),
+        ("google-pubsub", "wrong audience", "audience_refused"),
+        ("google-pubsub", "wrong issuer", "issuer_refused"),
+        ("google-pubsub", "another service account", "claim_refused"),
+        ("google-pubsub", "issued in the future", "token_not_yet_valid"),
+        ("azure-entra", "expired one second ago", "token_expired"),
+        ("azure-entra", "claims changed", "signature_mismatch"),
+        ("atlassian-connect", "path changed", "content_mismatch"),
+        ("atlassian-connect", "alg none", "algorithm_refused"),
+        ("discord", "small-order key and all-zero S", "config_refused"),
+    ];
+    let cases = cases();
+    for (provider, variant, reason) in expected {
+        let mut found =
+            cases.iter().filter(|case| case["provider"] == provider && case["variant"] == variant).peekable();
+        assert!(found.peek().is_some(), "{provider}: {variant}");
+        for case in found {
+            assert_eq!(verdict(case).reason, Some(reason), "{}", case["id"]);
+        }
+    }
+}

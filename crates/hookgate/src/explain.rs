@@ -113,7 +113,9 @@ pub(crate) fn needs_config(arguments: &Explain) -> bool {
         "-" => io::stdin().lock().fill_buf().is_ok_and(|start| !start.is_empty() && !is_json(start)),
         path => {
             let mut reader = File::open(path).map(BufReader::new);
-            reader.as_mut().is_ok_and(|reader| reader.fill_buf().is_ok_and(|start| !start.is_empty() && !is_json(start)))
+            reader
+                .as_mut()
+                .is_ok_and(|reader| reader.fill_buf().is_ok_and(|start| !start.is_empty() && !is_json(start)))
         }
     };
     arguments.preset.is_none() && arguments.requests.iter().any(is_raw)
