@@ -318,3 +318,13 @@ async fn a_flood_of_forgeries_leaves_nothing_behind() {
     let stored = relay.stored();
     assert_eq!((stored.len(), &stored[0]["id"]), (1, &json!("header:x-github-delivery=forged-7")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_is_no_handshake_is_told_which_are() {
+    let source = json!({ "path": "/meta", "preset": "meta", "secrets": ["the secret of this test"] });
+    let relay =
+        Relay::start(&toml::to_string(&config(&BTreeMap::from([("one".to_owned(), source)]))).expect("TOML")).await;
+    let answer = relay.send(&hookgate_testkit::http::request("PUT", "/meta", &[], b"")).await;
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, POST")));
+    assert!(relay.log().contains("challenge_secrets is empty"), "{}", relay.log());
+}

@@ -128,9 +128,20 @@ impl Verdict {
 /// Judges `request` as one to `source`, routed by `router` if there is one.
 pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> Verdict {
     if let Some(reply) = source.answer_unverified(&request) {
-        let verdict = if reply.status() < 300 { "accept" } else { "reject" };
-        let detail = Some("an unsigned handshake, answered as the provider wants".to_owned());
-        return Verdict { verdict, status: reply.status(), handshake: true, detail, ..Verdict::default() };
+        let answered = Verdict {
+            verdict: "accept",
+            status: reply.status(),
+            handshake: true,
+            detail: Some("an unsigned handshake, answered as the provider wants".to_owned()),
+            ..Verdict::default()
+        };
+        return match reply.status() {
+            200..=299 => answered,
+            status => {
+                let detail = "an unsigned handshake with a token that is none of challenge_secrets";
+                Verdict { handshake: true, ..Verdict::refused("challenge_refused", status, detail) }
+            }
+        };
     }
     if let Some((scheme, failure)) = source.verifier().refusal(&request) {
         let status = if failure == crate::auth::AuthFailure::KeysUnavailable { 503 } else { 401 };

@@ -278,6 +278,14 @@ impl Handshakes {
         Self { rules: compiled, tokens: slots, origins }
     }
 
+    /// What is allowed and unwise.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let asks = self.rules.iter().any(|rule| rule.token.is_some()) && self.tokens.is_empty();
+        let warning =
+            "challenge_secrets is empty: the challenge by which the provider accepts this URL is answered 403";
+        asks.then(|| warning.to_owned()).into_iter().collect()
+    }
+
     /// The methods besides POST that are answered.
     pub(crate) fn methods(&self) -> Vec<Method> {
         let mut methods = Vec::new();

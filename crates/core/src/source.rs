@@ -1,6 +1,10 @@
 //! A source: who sends, how that is proved, and how its requests become events.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
@@ -253,6 +257,13 @@ impl Source {
         self.reply_deadline
     }
 
+    /// What is allowed and unwise, each as a sentence for the operator.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let mut warnings = self.verifier.warnings(now);
+        warnings.extend(self.handshakes.warnings());
+        warnings
+    }
+
     /// What verifies its requests.
     pub fn verifier(&self) -> &Verifier {
         &self.verifier
@@ -382,6 +393,16 @@ fn compile_verifier(
 ) -> Option<Verifier> {
     let mut verify = config.verify.clone();
     match (config.secrets.is_empty(), verify.is_empty(), preset) {
+        (true, true, Some(preset)) => {
+            let message = match preset.verify_with(&[]) {
+                Some(_) => {
+                    "is missing: give the secrets that the provider signs with, secrets = [{ env = \"…\" }], or a verify list"
+                }
+                None => "is missing: this preset needs more than secrets; docs/sources has the verify list for it",
+            };
+            problems.push(Problem::new("secrets", message));
+            return None;
+        }
         (true, _, Some(preset)) => preset.fill(&mut verify),
         (true, _, None) => {}
         (false, false, _) => {

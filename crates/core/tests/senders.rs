@@ -385,3 +385,54 @@ thread_local! {
         names
     };
 }
+
+#[test]
+fn an_entry_with_its_own_header_takes_nothing_from_the_preset() {
+    let hmac = |text: &str| {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, b"a shared secret");
+        HEXLOWER.encode(ring::hmac::sign(&key, text.as_bytes()).as_ref())
+    };
+    let own = json!({ "scheme": "hmac", "header": "X-Old", "hash": "sha1", "secrets": ["a shared secret"] });
+    let source = compile(json!({ "path": "/in", "preset": "stripe", "verify": [own] }));
+    let headers =
+        HeaderMap::from_iter([("x-old".parse().expect("a name"), HeaderValue::try_from(hmac("{}")).expect("a value"))]);
+    let draft = Draft {
+        method: Method::POST,
+        path: "/in".to_owned(),
+        query: None,
+        headers,
+        body: Bytes::from_static(b"{}"),
+        now: now(),
+        id: String::new(),
+        secret: None,
+        signing_key: None,
+    };
+    assert_eq!(failure(&source, &draft), None);
+}
+
+#[test]
+fn both_pings_of_discord_are_answered_and_its_events_are_not() {
+    let (source, pair) = source("discord");
+    let answer = |body: &str| {
+        let mut draft = Draft {
+            method: Method::POST,
+            path: "/in".to_owned(),
+            query: None,
+            headers: HeaderMap::new(),
+            body: Bytes::from(body.to_owned()),
+            now: now(),
+            id: String::new(),
+            secret: None,
+            signing_key: pair.as_ref().map(Pair::signing_key),
+        };
+        source.sign(&mut draft).expect("the key is there");
+        let verified = source.verify(request(&draft)).expect("it is signed");
+        source.answer(&verified).map(|reply| (reply.status(), reply.body().to_owned()))
+    };
+    let pong = Some((200, r#"{"type":1}"#.to_owned()));
+    assert_eq!(answer(r#"{"application_id":"1","id":"2","token":"t","type":1,"version":1,"user":{"id":"3"}}"#), pong);
+    assert_eq!(answer(r#"{"type":1,"application_id":"1"}"#), pong);
+    assert_eq!(answer(r#"{"version":1,"application_id":"1","type":0}"#), Some((204, String::new())));
+    assert_eq!(answer(r#"{"version":1,"application_id":"1","type":1,"event":{"type":"ENTITLEMENT_CREATE"}}"#), None);
+    assert_eq!(answer(r#"{"id":"2","token":"t","type":2,"version":1,"data":{"name":"a command"}}"#), None);
+}

@@ -65,7 +65,7 @@ pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
     let mut results = Vec::new();
     for source in &parts.sources {
         let verifier = source.verifier();
-        let (verify, warnings) = (verifier.summary(), verifier.warnings(SystemTime::now()));
+        let (verify, warnings) = (verifier.summary(), source.warnings(SystemTime::now()));
         results.push(Check::Source(SourceCheck { source: source.id().name().to_owned(), verify, warnings }));
     }
     for (id, table) in assemble::sink_ids(config).into_iter().zip(config.sinks.values()) {

@@ -263,9 +263,9 @@ fn for_people(verdict: &Verdict) -> String {
     }
     line("routes", Some(verdict.routes.join(", ")));
     for destination in &verdict.destinations {
-        let target = destination.target.as_deref().unwrap_or_default();
+        let target = destination.target.as_deref().map(|target| format!(" {target}")).unwrap_or_default();
         let required = if destination.required { "" } else { " (best effort)" };
-        line("to", Some(format!("{} {target}{required}", destination.sink)));
+        line("to", Some(format!("{}{target}{required}", destination.sink)));
     }
     format!("{id}: {} ({})\n{text}", verdict.verdict, verdict.status)
 }

@@ -63,8 +63,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     telemetry::start_log(&config.log);
     let Parts { sources, router, mut secrets, tls, fetcher } = assemble::prepare(&config)?;
     for source in &sources {
-        for warning in source.verifier().warnings(SystemTime::now()) {
-            tracing::warn!(source = %source.id(), warning, "verification is weak");
+        for warning in source.warnings(SystemTime::now()) {
+            tracing::warn!(source = %source.id(), warning, "a source is set up unwisely");
         }
     }
     let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config));

@@ -11,6 +11,9 @@ const HEADERS_MAX: usize = 64;
 /// # Errors
 /// Why they are no whole request.
 pub fn parse(bytes: &[u8]) -> Result<Record, String> {
+    if bytes.is_empty() {
+        return Err("there is nothing in it".to_owned());
+    }
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
     let length = match head.parse(bytes) {
@@ -106,6 +109,7 @@ mod tests {
     #[test]
     fn what_is_no_whole_request_says_why() {
         for (text, hint) in [
+            ("", "there is nothing in it"),
             ("POST /in HTTP/1.1\r\nHost: x\r\n", "blank line is missing"),
             ("hello\r\n\r\n", "neither JSON Lines nor an HTTP/1.1 request"),
             ("POST /in HTTP/1.1\r\nContent-Length: 9\r\n\r\nhi", "9 bytes are announced and 2 are there"),

@@ -21,7 +21,7 @@ use hookgate_core::{
     pipeline::Pipeline,
     source::Source,
 };
-use http::Method;
+use http::{Method, StatusCode};
 
 use crate::{
     ServerConfig,
@@ -60,7 +60,13 @@ impl Ingress {
         let (ingress, source) = (Arc::clone(self), Arc::clone(source));
         any(move |request: Request| {
             let (ingress, source) = (Arc::clone(&ingress), Arc::clone(&source));
-            async move { ingress.observed(Some(source.id()), ingress.receive(&source, request)).await }
+            async move {
+                let mut response = ingress.observed(Some(source.id()), ingress.receive(&source, request)).await;
+                if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+                    respond::allow(&mut response, &source.handshake_methods());
+                }
+                response
+            }
         })
     }
 

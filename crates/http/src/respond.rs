@@ -12,7 +12,7 @@ use hookgate_core::{
     observe::Rejection,
     source::ReplyConfig,
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::json;
 
 /// One kind of refusal, as the sender sees it.
@@ -133,9 +133,7 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
         None,
     );
     match rejection {
-        Rejection::Method => {
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
-        }
+        Rejection::Method => allow(&mut response, &[]),
         // What is left of the body is not read, so the connection cannot be used again.
         Rejection::TooLarge | Rejection::ReadTimeout | Rejection::Truncated | Rejection::Memory => {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -143,6 +141,13 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
         _ => {}
     }
     response
+}
+
+/// Says that a POST is allowed, and `others`.
+pub(crate) fn allow(response: &mut Response, others: &[Method]) {
+    let methods: Vec<&str> = others.iter().map(Method::as_str).chain(["POST"]).collect();
+    let value = HeaderValue::from_str(&methods.join(", ")).expect("methods are tokens");
+    response.headers_mut().insert(header::ALLOW, value);
 }
 
 /// The answer when a bug stopped the request.

@@ -406,6 +406,17 @@ impl Verifier {
     /// A sentence for the operator: what is missing to sign it.
     pub fn sign(&self, draft: &mut Draft) -> Result<(), String> {
         let schemes = self.alternatives.first().map(Vec::as_slice).unwrap_or_default();
+        if let Some(wanted) = &draft.secret {
+            let known: Vec<String> =
+                schemes.iter().flat_map(Scheme::secret_names).map(|name| name.to_string()).collect();
+            if !known.contains(wanted) {
+                return Err(crate::config::unknown(
+                    "secret",
+                    wanted,
+                    &known.iter().map(String::as_str).collect::<Vec<_>>(),
+                ));
+            }
+        }
         // Tokens in the URL first: another scheme may sign the URL.
         let (first, then): (Vec<&Scheme>, Vec<&Scheme>) =
             schemes.iter().partition(|scheme| matches!(scheme, Scheme::Token { .. }));

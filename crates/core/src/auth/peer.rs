@@ -82,7 +82,7 @@ pub fn networks(texts: &[String]) -> Result<Vec<IpNet>, String> {
 /// The address that `request` comes from: the connection's, or, while that is a trusted proxy's, the one before it in
 /// `X-Forwarded-For`, read from its end. What stands before the first address that is no proxy's, the sender wrote itself.
 fn sender(headers: &HeaderMap, peer: Option<IpAddr>, trusted: &[IpNet]) -> Result<IpAddr, AuthFailure> {
-    let mut address = peer.ok_or(AuthFailure::Missing)?.to_canonical();
+    let mut address = peer.ok_or(AuthFailure::AddressRefused)?.to_canonical();
     let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
     let values: Vec<_> = headers.get_all(&FORWARDED_FOR).iter().collect();
     for value in values.into_iter().rev() {

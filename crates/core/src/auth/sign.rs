@@ -41,19 +41,12 @@ impl Draft {
         self.headers.insert(name.clone(), value);
     }
 
-    /// The secret to sign with.
+    /// The secret to sign with: the one that is wanted where it is among `slots`, else the first that is live.
     pub(super) fn live(&self, slots: &[Arc<SecretSlot>]) -> Result<Arc<Secret>, String> {
-        let wanted = |slot: &&Arc<SecretSlot>| match &self.secret {
-            Some(name) => **slot.name() == **name,
-            None => slot.is_live(self.now),
-        };
-        match slots.iter().find(wanted) {
-            Some(slot) => Ok(Arc::clone(&slot.current())),
-            None => {
-                let known: Vec<_> = slots.iter().map(|slot| slot.name().to_string()).collect();
-                Err(format!("there is no such live secret; known: {}", known.join(", ")))
-            }
-        }
+        let wanted = |slot: &&Arc<SecretSlot>| self.secret.as_deref() == Some(&**slot.name());
+        let live = |slot: &&Arc<SecretSlot>| slot.is_live(self.now);
+        let slot = slots.iter().find(wanted).or_else(|| slots.iter().find(live));
+        slot.map(|slot| Arc::clone(&slot.current())).ok_or_else(|| "no secret is live at that time".to_owned())
     }
 
     /// The private key.

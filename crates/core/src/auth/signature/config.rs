@@ -30,7 +30,8 @@ pub(in super::super) enum AlgorithmName {
     EcdsaP256,
 }
 
-/// A signature over the request. What is left out comes from the source's preset, else from the defaults told here.
+/// A signature over the request. What is left out comes from the source's preset, unless `header` is written out; else from
+/// the defaults told here.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignatureConfig {
@@ -63,7 +64,7 @@ pub struct SignatureConfig {
     /// order. Default: there is none, so that a captured request stays good for ever and only dedup stops it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<OneOrMany<String>>,
-    /// What the timestamp counts: `"s"` (default) or `"ms"`.
+    /// What the timestamp counts: `"s"` (default) or `"ms"`; `"rfc3339"` where it is written out, in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<Unit>,
     /// How old a request may be, like `"5m"`, the limit itself included; `"off"` leaves its age unchecked. A sender that
@@ -111,6 +112,9 @@ pub enum Unit {
     /// Milliseconds since 1970.
     #[serde(rename = "ms")]
     Milliseconds,
+    /// Nothing: it is written out in UTC, like `2026-11-25T10:00:00.5Z` (RFC 3339).
+    #[serde(rename = "rfc3339")]
+    Rfc3339,
 }
 
 /// How old a request may be.
@@ -187,8 +191,12 @@ impl Serialize for Future {
 }
 
 impl SignatureConfig {
-    /// Takes from `preset` what is left out here. Secrets are never a preset's.
+    /// Takes from `preset` what is left out here, unless it names its own header: then it describes another signature, and a
+    /// prefix or timestamp of the preset would make it one that nobody sends. Secrets are never a preset's.
     pub(in super::super) fn fill_from(&mut self, preset: &Self) {
+        if self.header.is_some() {
+            return;
+        }
         macro_rules! fill {
             ($($field:ident)+) => { $(if self.$field.is_none() { self.$field.clone_from(&preset.$field); })+ };
         }

@@ -71,8 +71,8 @@ pub(super) struct Timestamp {
 /// A timestamp as it was sent.
 pub(super) struct SentTime<'a> {
     text: Cow<'a, str>,
-    /// In the rule's unit; 0 where the text may be anything.
-    value: u64,
+    /// Since 1970; zero where the text may be anything.
+    at: Duration,
 }
 
 impl SentTime<'_> {
@@ -104,15 +104,15 @@ impl Timestamp {
             }
         }
         let text = found.filter(|text| !text.is_empty()).ok_or(AuthFailure::TimestampMissing)?;
-        let value = if self.opaque { 0 } else { parse_digits(&text)? };
-        Ok(SentTime { text, value })
+        let at = if self.opaque { Duration::ZERO } else { self.unit.read(&text)? };
+        Ok(SentTime { text, at })
     }
 
     /// Whether `sent` is near enough to `now`.
     pub(super) fn check(&self, sent: &SentTime<'_>, now: SystemTime) -> Result<(), AuthFailure> {
         match self.past {
             None => Ok(()),
-            Some(past) => check_age(self.unit.instant(sent.value), self.unit.floor(now), past, self.future),
+            Some(past) => check_age(sent.at, self.unit.floor(now), past, self.future),
         }
     }
 
@@ -126,7 +126,7 @@ impl Timestamp {
 
     /// `now` as the provider writes it.
     pub(super) fn now(&self, now: SystemTime) -> String {
-        self.unit.count(now).to_string()
+        self.unit.write(now)
     }
 
     /// Puts the time of `draft` where the provider puts it, if that is a header.
@@ -175,24 +175,33 @@ pub(in super::super) fn check_age(
 }
 
 impl Unit {
-    fn instant(self, value: u64) -> Duration {
+    /// The time that `text` says, since 1970.
+    fn read(self, text: &str) -> Result<Duration, AuthFailure> {
         match self {
-            Self::Seconds => Duration::from_secs(value),
-            Self::Milliseconds => Duration::from_millis(value),
+            Self::Seconds => parse_digits(text).map(Duration::from_secs),
+            Self::Milliseconds => parse_digits(text).map(Duration::from_millis),
+            Self::Rfc3339 => {
+                humantime::parse_rfc3339(text).map(since_1970).map_err(|_| AuthFailure::TimestampMalformed)
+            }
         }
     }
 
-    fn count(self, time: SystemTime) -> u64 {
-        let since = since_1970(time);
+    fn write(self, now: SystemTime) -> String {
         match self {
-            Self::Seconds => since.as_secs(),
-            Self::Milliseconds => since.as_millis().try_into().unwrap_or(u64::MAX),
+            Self::Seconds => since_1970(now).as_secs().to_string(),
+            Self::Milliseconds => since_1970(now).as_millis().to_string(),
+            Self::Rfc3339 => humantime::format_rfc3339_nanos(now).to_string(),
         }
     }
 
     /// `now`, as exact as the sender says its own time.
     fn floor(self, now: SystemTime) -> Duration {
-        self.instant(self.count(now))
+        let since = since_1970(now);
+        match self {
+            Self::Seconds => Duration::from_secs(since.as_secs()),
+            Self::Milliseconds => Duration::from_millis(since.as_millis().try_into().unwrap_or(u64::MAX)),
+            Self::Rfc3339 => since,
+        }
     }
 }
 
