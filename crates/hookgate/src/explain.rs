@@ -47,7 +47,7 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "TEXT", requires = "preset")]
     secret: Vec<String>,
 
-    /// Another parameter of the preset, like url=https://hooks.example.com/in, tolerance_s=60 or jwks=@keys.json.
+    /// Another parameter of the preset, like `url=https://hooks.example.com/in`, `tolerance_s=60` or `jwks=@keys.json`.
     #[arg(long, value_name = "NAME=VALUE", requires = "preset", value_parser = parameter)]
     param: Vec<(String, Value)>,
 
