@@ -39,7 +39,8 @@ pub struct ServerConfig {
     /// give up after 3 s.
     #[serde(with = "config::duration")]
     pub reply_deadline: Duration,
-    /// How long a new connection may take to send its first request's head. Default: 10 s.
+    /// How long a new connection may take to send its first request's head; with `tls`, its handshake may take as long before
+    /// that. Default: 10 s.
     #[serde(with = "config::duration")]
     pub header_timeout: Duration,
     /// How long a body may take, plus one second for every 64 KiB that have arrived. Default: 10 s.
@@ -118,10 +119,12 @@ impl ServerConfig {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboundConfig {
-    /// An HTTP proxy that is asked to CONNECT, like `"http://proxy:3128"`. Default: none; the environment is not looked at.
+    /// An HTTP proxy that is asked to CONNECT to the host of each https URL, like `"http://proxy:3128"`. Plain http goes
+    /// straight to its host. Default: none; the environment is not looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
-    /// Certificates in PEM form that are trusted beside the system's. Default: none.
+    /// Certificates in PEM form that are trusted beside the system's, which are those in `SSL_CERT_FILE` and `SSL_CERT_DIR`
+    /// where these are set. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// How long an answer may take, from the connection to its last byte. Default: 2 s, below the reply deadline: a sender may

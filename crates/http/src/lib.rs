@@ -9,6 +9,7 @@ pub mod capture;
 mod config;
 mod fetch;
 mod ingress;
+mod pem;
 mod respond;
 mod server;
 mod tls;

@@ -50,7 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Limits {
     /// Most connections at once.
     pub connections: usize,
-    /// Longest wait for the first request's head.
+    /// Longest wait for the first request's head, and, where TLS is spoken, before that for the handshake.
     pub header_timeout: Duration,
     /// Longest wait for the next one.
     pub keep_alive: Duration,
@@ -139,7 +139,7 @@ impl Server {
                 header_timeout: limits.header_timeout,
                 peer: Peer { address: Some(address.ip()), certificate: None },
             };
-            let connection = connection.serve(stream, tls.clone());
+            let connection = connection.serve(stream, tls.clone(), stop.clone());
             let abort = abort.clone();
             connections.spawn(async move {
                 tokio::select! { () = connection => {}, () = abort.cancelled() => {} }
@@ -188,15 +188,17 @@ struct Connection {
 impl Connection {
     /// From its first byte to its end. A connection that has not shaken hands in time, or has sent no request's head in time,
     /// is dropped, in whatever state it is.
-    async fn serve(mut self, stream: TcpStream, tls: Option<Tls>) {
+    async fn serve(mut self, stream: TcpStream, tls: Option<Tls>, stop: CancellationToken) {
         // Answers are small and final: never hold one back to fill a segment.
         if stream.set_nodelay(true).is_err() {
             // The peer is gone already.
             return;
         }
         let Some(tls) = tls else { return self.serve_http(stream).await };
-        // How a handshake fails is the client's business.
-        let Ok(Ok(stream)) = timeout(self.header_timeout, tls.accept(stream)).await else { return };
+        // How a handshake fails is the client's business. After a stop none is finished: no request would follow it.
+        let handshake = timeout(self.header_timeout, tls.accept(stream));
+        let Some(Ok(Ok(stream))) = stop.run_until_cancelled(handshake).await else { return };
+        // They are verified, or the handshake had failed; the first is the client's own.
         let certificates = stream.get_ref().1.peer_certificates();
         self.peer.certificate = certificates.and_then(|chain| chain.first()).map(|leaf| Arc::from(leaf.as_ref()));
         self.serve_http(stream).await;

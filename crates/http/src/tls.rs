@@ -2,20 +2,27 @@
 //!
 //! A client's certificate is asked for and not demanded: which source demands one is that source's own `verify`.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use hookgate_core::config::Problem;
 use rustls::{
-    RootCertStore,
+    Error, InconsistentKeys, RootCertStore,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{ServerConfig, WebPkiClientVerifier},
+    server::{ServerConfig, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::pem;
 
 /// `server.tls`: where the certificates are. All files are read again when they change.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -23,10 +30,11 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 pub struct TlsConfig {
     /// The server's certificate in PEM form, with the intermediate ones after it.
     pub cert: PathBuf,
-    /// Its private key in PEM form.
+    /// Its private key in PEM form, without a password.
     pub key: PathBuf,
-    /// Certificates in PEM form that clients' certificates must come from, for sources that verify by `client-cert`. Default:
-    /// clients are not asked for one.
+    /// Certificates in PEM form that clients' certificates must come from, for sources that verify by `client-cert`. A client
+    /// that shows another one is turned away in the handshake; one that shows none is not. Default: clients are not asked for
+    /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
 }
@@ -39,13 +47,9 @@ pub struct Tls {
 
 struct Shared {
     config: TlsConfig,
-    current: ArcSwap<Loaded>,
-}
-
-/// What was made of the files, and a digest of their contents.
-struct Loaded {
-    digest: [u8; 32],
-    server: Arc<ServerConfig>,
+    server: ArcSwap<ServerConfig>,
+    /// What the files were when they were last looked at, usable or not: each state of theirs is told of once.
+    seen: Mutex<Fingerprint>,
 }
 
 impl fmt::Debug for Tls {
@@ -58,97 +62,163 @@ impl Tls {
     /// Reads the files of `config`.
     ///
     /// # Errors
-    /// What is wrong with which file; keys are relative to the `[server]` table.
+    /// Every problem found: a file that cannot be read, is empty or is not in PEM form, and a key that is not the
+    /// certificate's. Keys are relative to the `[server]` table.
     pub fn load(config: &TlsConfig) -> Result<Self, Vec<Problem>> {
-        let loaded = Files::read(config).and_then(|files| files.load(config)).map_err(|problem| vec![problem])?;
-        Ok(Self { shared: Arc::new(Shared { config: config.clone(), current: ArcSwap::from_pointee(loaded) }) })
+        let files = Files::read(config);
+        let (server, seen) = (files.server()?, Mutex::new(files.fingerprint()));
+        Ok(Self { shared: Arc::new(Shared { config: config.clone(), server: ArcSwap::from(server), seen }) })
     }
 
-    /// Looks at the files again. `None` when they are as they were; else new connections have the new certificates, or
-    /// `Err` says why they cannot be used and the old ones stay. Reads from disk: not for a thread that serves requests.
+    /// Looks at the files again. `None` when they are as they were the last time; else new connections have the new
+    /// certificates and no session from before is resumed, or `Err` says why the files cannot be used and the certificates
+    /// from before stay. Reads from disk: not for a thread that serves requests.
     pub fn refresh(&self) -> Option<Result<(), String>> {
-        let Shared { config, current } = &*self.shared;
-        let files = match Files::read(config) {
-            Ok(files) if files.digest() == current.load().digest => return None,
-            files => files,
-        };
-        let loaded = files.and_then(|files| files.load(config)).map_err(|problem| problem.to_string());
-        Some(loaded.map(|loaded| current.store(Arc::new(loaded))))
+        let Shared { config, server, seen } = &*self.shared;
+        // Held until the end, so that of two at once the one that has read later also has the last word.
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = Files::read(config);
+        let fingerprint = files.fingerprint();
+        if *seen == fingerprint {
+            return None;
+        }
+        *seen = fingerprint;
+        Some(match files.server() {
+            Ok(renewed) => {
+                server.store(renewed);
+                Ok(())
+            }
+            Err(problems) => Err(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+        })
     }
 
     /// Shakes hands with a client.
+    ///
+    /// # Errors
+    /// When the client does not speak TLS, shows a certificate that `client_ca` does not vouch for, or goes away.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let server = Arc::clone(&self.shared.current.load().server);
-        TlsAcceptor::from(server).accept(stream).await
+        TlsAcceptor::from(self.shared.server.load_full()).accept(stream).await
     }
 }
 
-/// The contents of the files.
-struct Files {
-    cert: Vec<u8>,
-    key: Vec<u8>,
-    client_ca: Option<Vec<u8>>,
+/// Tells contents of the files apart without keeping a second copy of the key.
+type Fingerprint = [u8; 32];
+
+/// The files, as they were at one look.
+struct Files<'a> {
+    cert: File<'a>,
+    key: File<'a>,
+    client_ca: Option<File<'a>>,
 }
 
-impl Files {
-    fn read(config: &TlsConfig) -> Result<Self, Problem> {
-        let read = |key: &str, path: &PathBuf| {
-            let cannot = |error| Problem::new(key, format!("the file {} cannot be read: {error}", path.display()));
-            std::fs::read(path).map_err(cannot)
-        };
-        let client_ca = config.client_ca.as_ref().map(|path| read("tls.client_ca", path)).transpose()?;
-        Ok(Self { cert: read("tls.cert", &config.cert)?, key: read("tls.key", &config.key)?, client_ca })
+impl<'a> Files<'a> {
+    fn read(config: &'a TlsConfig) -> Self {
+        Self {
+            cert: File::read("tls.cert", &config.cert),
+            key: File::read("tls.key", &config.key),
+            client_ca: config.client_ca.as_deref().map(|path| File::read("tls.client_ca", path)),
+        }
     }
 
-    fn digest(&self) -> [u8; 32] {
+    fn fingerprint(&self) -> Fingerprint {
         let mut hash = Sha256::new();
-        for file in [&self.cert, &self.key, self.client_ca.as_ref().unwrap_or(&Vec::new())] {
-            hash.update((file.len() as u64).to_le_bytes());
-            hash.update(file);
+        for file in [&self.cert, &self.key].into_iter().chain(&self.client_ca) {
+            let (is_read, bytes) = match &file.content {
+                Ok(content) => (1, &content[..]),
+                Err(message) => (0, message.as_bytes()),
+            };
+            hash.update([is_read]);
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
         }
         hash.finalize().into()
     }
 
-    fn load(&self, config: &TlsConfig) -> Result<Loaded, Problem> {
-        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-        let chain = certificates("tls.cert", &config.cert, &self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
-            let message = "holds no private key in PEM form; it begins with -----BEGIN PRIVATE KEY-----";
-            Problem::new("tls.key", format!("the file {} {message}", config.key.display()))
-        })?;
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| Problem::new("tls", error.to_string()))?;
-        let builder = match (&self.client_ca, &config.client_ca) {
-            (Some(content), Some(path)) => {
-                let mut roots = RootCertStore::empty();
-                let cannot = |error: String| {
-                    Problem::new("tls.client_ca", format!("the file {} cannot be used: {error}", path.display()))
-                };
-                for certificate in certificates("tls.client_ca", path, content)? {
-                    roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                let verifier = verifier.allow_unauthenticated().build().map_err(|error| cannot(error.to_string()))?;
-                builder.with_client_cert_verifier(verifier)
-            }
-            _ => builder.with_no_client_auth(),
+    /// What a server needs of them.
+    fn server(&self) -> Result<Arc<ServerConfig>, Vec<Problem>> {
+        let provider = Arc::new(ring::default_provider());
+        let mut problems = Vec::new();
+        let mut told = |problem| problems.push(problem);
+        let chain = self.cert.certificates().map_err(&mut told);
+        let key = self.key.signing_key(&provider).map_err(&mut told);
+        let verifier = self.client_ca.as_ref().map(|file| file.client_verifier(&provider)).transpose();
+        let verifier = verifier.map_err(&mut told);
+        let (Ok(chain), Ok(key), Ok(verifier)) = (chain, key, verifier) else { return Err(problems) };
+        let certified = self.certified(chain, key).map_err(|problem| vec![problem])?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has the suites of both versions");
+        let builder = match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
         };
-        let mut server = builder.with_single_cert(chain, key).map_err(|error| {
-            let (key, cert) = (config.key.display(), config.cert.display());
-            Problem::new("tls.key", format!("{key} is not the private key of the certificate {cert}: {error}"))
-        })?;
+        let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Loaded { digest: self.digest(), server: Arc::new(server) })
+        Ok(Arc::new(server))
+    }
+
+    /// The certificate with its key, if that is its key.
+    fn certified(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: Arc<dyn SigningKey>,
+    ) -> Result<CertifiedKey, Problem> {
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            Ok(()) => Ok(certified),
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(self.key.problem(&format!(
+                "is not the private key of the certificate in {}; renew both together",
+                self.cert.path.display()
+            ))),
+            // All keys of ring know their public half, so what is left is the certificate itself.
+            Err(error) => Err(self.cert.problem(&format!("holds a certificate that cannot be used: {error}"))),
+        }
     }
 }
 
-fn certificates(key: &str, path: &std::path::Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, Problem> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(content).collect();
-    match found {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => {
-            let message = "holds no certificate in PEM form; it begins with -----BEGIN CERTIFICATE-----";
-            Err(Problem::new(key, format!("the file {} {message}", path.display())))
+/// One file: its key in the configuration, and its contents or why they cannot be read.
+struct File<'a> {
+    key: &'static str,
+    path: &'a Path,
+    content: Result<Vec<u8>, String>,
+}
+
+impl<'a> File<'a> {
+    fn read(key: &'static str, path: &'a Path) -> Self {
+        Self { key, path, content: std::fs::read(path).map_err(|error| format!("cannot be read: {error}")) }
+    }
+
+    fn problem(&self, message: &str) -> Problem {
+        pem::problem(self.key, self.path, message)
+    }
+
+    fn content(&self) -> Result<&[u8], Problem> {
+        self.content.as_deref().map_err(|message| self.problem(message))
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, Problem> {
+        pem::certificates(self.content()?).map_err(|message| self.problem(message))
+    }
+
+    fn signing_key(&self, provider: &CryptoProvider) -> Result<Arc<dyn SigningKey>, Problem> {
+        let content = self.content()?;
+        // The library's own messages quote the file.
+        let key = PrivateKeyDer::from_pem_slice(content).map_err(|_| self.problem(pem::no_private_key(content)))?;
+        let usable = provider.key_provider.load_private_key(key);
+        usable.map_err(|error| self.problem(&format!("holds a private key that cannot be used: {error}")))
+    }
+
+    fn client_verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, Problem> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            let added = roots.add(certificate);
+            added.map_err(|error| self.problem(&format!("holds a certificate that cannot be used: {error}")))?;
         }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+        let verifier = builder.allow_unauthenticated().build();
+        verifier.map_err(|error| self.problem(&format!("cannot be used: {error}")))
     }
 }
