@@ -77,6 +77,11 @@ impl EventId {
         Self(format!("body-sha256={}", hex(&Sha256::digest(body))))
     }
 
+    /// An id that no other event has.
+    pub(crate) fn unique() -> Self {
+        Self(format!("unique={:016x}{:016x}", fastrand::u64(..), fastrand::u64(..)))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -14,7 +14,7 @@ use self::template::Template;
 use crate::{
     auth::{Proof, Request, find_token, query_parameter},
     config::{self, Problem},
-    identity::FieldRef,
+    identity::{FieldRef, media_type_is},
     json::{Value, WatchedPaths},
     secret::{ResolveSecret, SecretRef, SecretSlot},
     source::SUCCESSES,
@@ -209,6 +209,12 @@ enum Place {
     Body(usize),
 }
 
+impl Place {
+    fn is_content_type(&self) -> bool {
+        matches!(self, Self::Header(name) if *name == http::header::CONTENT_TYPE)
+    }
+}
+
 /// The answer to a handshake. Its status is what the provider wants to see, a 2xx for the right request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandshakeReply {
@@ -315,7 +321,8 @@ impl Handshakes {
         secrets: &[Arc<SecretSlot>],
     ) -> Option<HandshakeReply> {
         let matched = |slot: &&Arc<SecretSlot>| match proof {
-            Proof::Verified(credentials) => credentials.iter().any(|credential| credential.secret == *slot.name()),
+            // The same name, not an equal one: secrets may be called alike.
+            Proof::Verified(credentials) => credentials.iter().any(|found| Arc::ptr_eq(&found.secret, slot.name())),
             Proof::Waived => false,
         };
         self.answer(request, true, secrets.iter().find(matched))
@@ -424,6 +431,7 @@ impl Rule {
         let fields = Fields { request, body };
         let holds = |(place, condition): &(Place, ChallengeCondition)| match (fields.text(place), &condition.value) {
             (found, _) if condition.absent => found.is_none() && !fields.is_present(place),
+            (Some(_), Some(value)) if place.is_content_type() => media_type_is(&request.headers, value),
             (Some(found), Some(value)) => found == *value,
             (found, None) => found.is_some(),
             (None, Some(_)) => false,

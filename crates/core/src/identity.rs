@@ -84,6 +84,8 @@ pub enum IdCandidate {
     Fields(Vec<FieldRef>),
     /// The SHA-256 of the body; written `"body-sha256"`. Always there.
     BodySha256,
+    /// A new one for every request, for senders whose events cannot be told from repeats; written `"unique"`. Always there.
+    Unique,
 }
 
 impl<'de> Deserialize<'de> for IdCandidate {
@@ -93,12 +95,15 @@ impl<'de> Deserialize<'de> for IdCandidate {
             type Value = IdCandidate;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of places like [\"/jobId\", \"header:x-request-id\"], or \"body-sha256\"")
+                f.write_str(
+                    "a list of places like [\"/jobId\", \"header:x-request-id\"], \"body-sha256\", or \"unique\"",
+                )
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<IdCandidate, E> {
                 match text {
                     "body-sha256" => Ok(IdCandidate::BodySha256),
+                    "unique" => Ok(IdCandidate::Unique),
                     _ => FieldRef::parse(text).map(|field| IdCandidate::Fields(vec![field])).map_err(E::custom),
                 }
             }
@@ -119,6 +124,7 @@ impl Serialize for IdCandidate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::BodySha256 => serializer.serialize_str("body-sha256"),
+            Self::Unique => serializer.serialize_str("unique"),
             Self::Fields(fields) => fields.serialize(serializer),
         }
     }
@@ -210,6 +216,7 @@ pub struct Identity {
 enum Candidate {
     Fields(Vec<(String, Field)>),
     BodySha256,
+    Unique,
 }
 
 #[derive(Debug)]
@@ -254,6 +261,7 @@ impl Identity {
         for candidate in id {
             candidates.push(match candidate {
                 IdCandidate::BodySha256 => Candidate::BodySha256,
+                IdCandidate::Unique => Candidate::Unique,
                 IdCandidate::Fields(fields) => {
                     let labelled = |reference| Ok::<_, String>((label(reference), field(reference)?));
                     Candidate::Fields(fields.iter().map(labelled).collect::<Result<_, _>>()?)
@@ -316,6 +324,7 @@ impl Identity {
         for (place, candidate) in self.id.iter().enumerate() {
             match candidate {
                 Candidate::BodySha256 => return Ok((place, EventId::of_body(body))),
+                Candidate::Unique => return Ok((place, EventId::unique())),
                 Candidate::Fields(fields) => {
                     if let Some(id) = request.id_of(fields)? {
                         return Ok((place, id));

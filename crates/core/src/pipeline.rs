@@ -94,10 +94,19 @@ impl Pipeline {
         request: Unverified,
         deadline: Deadline,
     ) -> Result<Authenticated<Request>, Refused> {
-        for wanted in source.verifier().wanted(&request) {
-            self.fetch(wanted, deadline).await;
-        }
-        match source.verify(request) {
+        let verified = match source.verifier().attempt(request) {
+            Err((request, failure)) => match source.verifier().wanted(&request) {
+                documents if documents.is_empty() => Err(failure),
+                documents => {
+                    for wanted in documents {
+                        self.fetch(wanted, deadline).await;
+                    }
+                    source.verify(*request)
+                }
+            },
+            Ok(request) => Ok(request),
+        };
+        match verified {
             Ok(request) => {
                 self.observer.observe(&Observation::SenderVerified { source: source.id(), proof: request.proof() });
                 Ok(request)
@@ -113,7 +122,7 @@ impl Pipeline {
     pub async fn fetch(&self, wanted: Wanted, deadline: Deadline) {
         let url = wanted.url().to_owned();
         let fetched = deadline.bound(wanted.fetch(&*self.fetch)).await;
-        let fetched = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        let Some(fetched) = fetched.unwrap_or_else(|_| Some(Err("no answer in time".to_owned()))) else { return };
         self.observer.observe(&Observation::DocumentFetched { url: &url, error: fetched.err().as_deref() });
     }
 

@@ -141,7 +141,7 @@ pub struct Source {
     forward_headers: Vec<(HeaderName, Arc<str>)>,
     attribute_names: Vec<String>,
     handshakes: Handshakes,
-    /// The secrets of all schemes, for handshakes that are answered with one.
+    /// The secrets that sign events, for handshakes that are answered with one.
     secrets: Vec<Arc<SecretSlot>>,
     reply: Option<ReplyConfig>,
     reply_deadline: Option<Duration>,
@@ -172,7 +172,7 @@ impl Source {
             found
         });
         let verifier = compile_verifier(config, preset, surroundings, resolve, &mut problems);
-        let forward_headers = check_forwarded(&config.forward_headers, &mut problems);
+        let forward_headers = check_forwarded(&config.forward_headers, verifier.as_ref(), &mut problems);
         let attributes = merged_attributes(preset, &config.attributes);
         problems.extend(attributes.iter().filter_map(|(name, places)| check_attribute(name, places)));
         let attribute_names = attributes.iter().map(|(name, _)| name.clone()).collect();
@@ -182,7 +182,10 @@ impl Source {
             (None, None) => vec![IdCandidate::BodySha256],
         };
         if event_id.is_empty() {
-            problems.push(Problem::new("event_id", "is empty; give a place to read it from, or \"body-sha256\""));
+            problems.push(Problem::new(
+                "event_id",
+                "is empty; give a place to read it from, \"body-sha256\" or \"unique\"",
+            ));
         }
         let types = config.event_type.clone().or_else(|| preset.map(|preset| preset.event_type.clone()));
         let types = types.unwrap_or_default();
@@ -214,7 +217,7 @@ impl Source {
                     .max_body
                     .or(preset.and_then(|preset| preset.max_body))
                     .unwrap_or(surroundings.max_body),
-                secrets: verifier.secrets(),
+                secrets: verifier.signing_secrets(),
                 verifier,
                 identity,
                 forward_headers,
@@ -352,10 +355,15 @@ fn check_path(path: &str) -> Option<Problem> {
 }
 
 /// Headers that must not travel: credentials, and what hookgate and the brokers set themselves.
-fn check_forwarded(names: &[String], problems: &mut Vec<Problem>) -> Vec<(HeaderName, Arc<str>)> {
+fn check_forwarded(
+    names: &[String],
+    verifier: Option<&Verifier>,
+    problems: &mut Vec<Problem>,
+) -> Vec<(HeaderName, Arc<str>)> {
     const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
     const TAKEN: [&str; 4] = ["content-type", "content-encoding", "traceparent", "tracestate"];
     const TAKEN_PREFIXES: [&str; 3] = ["nats-", "ce-", "hookgate-"];
+    let tokens = verifier.map(Verifier::token_headers).unwrap_or_default();
     let mut headers = Vec::new();
     for (place, name) in names.iter().enumerate() {
         let mut refuse = |message: &str| {
@@ -363,7 +371,9 @@ fn check_forwarded(names: &[String], problems: &mut Vec<Problem>) -> Vec<(Header
         };
         match name.parse::<HeaderName>() {
             Err(_) => refuse("is not a header name"),
-            Ok(header) if CREDENTIALS.contains(&header.as_str()) => refuse("holds credentials, which never travel on"),
+            Ok(header) if CREDENTIALS.contains(&header.as_str()) || tokens.contains(&&header) => {
+                refuse("holds credentials, which never travel on");
+            }
             Ok(header) if TAKEN.contains(&header.as_str()) => refuse("travels on anyway"),
             Ok(header) if TAKEN_PREFIXES.iter().any(|prefix| header.as_str().starts_with(prefix)) => {
                 refuse("belongs to hookgate or the broker, which set it themselves");

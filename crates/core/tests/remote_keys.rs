@@ -306,7 +306,7 @@ async fn only_a_listed_topic_at_the_services_own_host_makes_us_reach_out() {
         let invented = format!("https://sns.us-east-1.amazonaws.com/{number}.pem");
         assert_eq!(bench.outcome(&source, sns_message("Notification", &invented, TOPIC)).await, Err(UNAVAILABLE));
     }
-    assert_eq!(web.asked().len(), 1, "inventions are asked for one at a time, with pauses");
+    assert_eq!(web.asked().len(), 20, "a few inventions are asked for at once, and no more until time has passed");
     for number in 0..100 {
         tokio::time::advance(Duration::from_secs(1)).await;
         let invented = format!("https://sns.us-east-1.amazonaws.com/again-{number}.pem");
@@ -346,4 +346,194 @@ async fn a_subscription_is_confirmed_only_when_its_message_is_authentic() {
 
 fn source_without_confirmation() -> Arc<Source> {
     source("aws-sns", &json!({ "scheme": "aws-sns", "topics": [TOPIC], "confirm": false }))
+}
+
+fn compile(config: Value) -> Arc<Source> {
+    let config = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
+    let source = Source::compile(SourceId::new(0, "test"), &config, &ByteLimit::mib(8).into(), &mut resolve);
+    Arc::new(source.unwrap_or_else(|problems| panic!("{problems:?}")))
+}
+
+fn signature_of(text: &str) -> String {
+    let pair = key_pair();
+    let mut signature = vec![0; pair.public().modulus_len()];
+    pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature).expect("random numbers");
+    BASE64.encode(&signature)
+}
+
+fn sns_body(id: &str, r#type: &str, subject: Option<&str>, signature: &str) -> Unverified {
+    let mut body = json!({
+        "Type": r#type, "MessageId": id, "TopicArn": TOPIC, "Message": "hi", "Timestamp": "2026", "SignatureVersion": "2",
+        "SigningCertURL": CERTIFICATE, "Signature": signature,
+    });
+    if let Some(subject) = subject {
+        body["Subject"] = subject.into();
+    }
+    request(HeaderMap::new(), body.to_string(), SystemTime::now())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_signed_for_a_strangers_topic_cannot_be_read_as_ours() {
+    let web = Web::with(&[(CERTIFICATE, certificate())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    // The service signs any message that its author publishes to a topic of his own.
+    let rest = "Notification\nMessageId\nreal\nTimestamp\n2026-11-25\nTopicArn\narn:aws:sns:us-east-1:666:theirs\nType\n\
+                Notification";
+    let text = format!("Message\nhi\nMessageId\nany\nTimestamp\n2026\nTopicArn\n{TOPIC}\nType\n{rest}\n");
+    let refused = Err(Refused::Unauthenticated(AuthFailure::Malformed));
+    assert_eq!(bench.outcome(&source, sns_body("any", rest, None, &signature_of(&text))).await, refused);
+    let other = format!("Message\nhi\nMessageId\nany\nTimestamp\n2026\nTopicArn\n{TOPIC}\nType\nOther\n");
+    assert_eq!(bench.outcome(&source, sns_body("any", "Other", None, &signature_of(&other))).await, refused);
+    assert!(bench.sink.stored().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_with_a_subject_has_one_id() {
+    let web = Web::with(&[(CERTIFICATE, certificate())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    let text =
+        format!("Message\nhi\nMessageId\nm1\nSubject\ns\nTimestamp\n2026\nTopicArn\n{TOPIC}\nType\nNotification\n");
+    let signature = signature_of(&text);
+    let genuine = bench.outcome(&source, sns_body("m1", "Notification", Some("s"), &signature)).await;
+    assert_eq!(genuine, Ok(Some(AcceptedAs::Delivered)));
+    let shifted = bench.outcome(&source, sns_body("m1\nSubject\ns", "Notification", None, &signature)).await;
+    assert_eq!(shifted, Err(Refused::Unauthenticated(AuthFailure::Malformed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bucket_with_the_services_name_is_not_asked() {
+    for url in ["https://sns.s3.amazonaws.com/x.pem", "https://sns.s3-us-west-2.amazonaws.com/x.pem"] {
+        let web = Web::with(&[(url, certificate())]);
+        let outcome = Bench::new(&web).outcome(&sns(), sns_message("Notification", url, TOPIC)).await;
+        assert_eq!(outcome, Err(Refused::Unauthenticated(AuthFailure::CertificateUrlRefused)));
+        assert!(web.asked().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invention_just_before_the_real_one_does_not_keep_it_out_and_none_drives_it_away() {
+    let web = Web::with(&[(CERTIFICATE, certificate())]);
+    let (bench, source) = (Bench::new(&web), sns());
+    let invented = |name: &str| format!("https://sns.us-east-1.amazonaws.com/{name}.pem");
+    let _refused = bench.outcome(&source, sns_message("Notification", &invented("a"), TOPIC)).await;
+    let genuine = || sns_message("Notification", CERTIFICATE, TOPIC);
+    assert_eq!(bench.outcome(&source, genuine()).await, Ok(Some(AcceptedAs::Delivered)));
+    // More real certificates than are kept, none of which has verified anything for our topic.
+    for n in 0..40 {
+        let url = invented(&format!("real-{n}"));
+        web.put(&url, certificate());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        source.verifier().wanted(&sns_message("Notification", &url, TOPIC)).into_iter().for_each(drop);
+    }
+    web.take_away();
+    assert_eq!(
+        bench.outcome(&source, genuine()).await,
+        Ok(Some(AcceptedAs::Duplicate)),
+        "its certificate is still there"
+    );
+}
+
+fn with_authorization(value: &str) -> Unverified {
+    let value = HeaderValue::from_str(value).expect("a header");
+    request(HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]), "{}".to_owned(), SystemTime::now())
+}
+
+fn bearer_or_jwt() -> Arc<Source> {
+    compile(json!({ "path": "/in", "verify": [
+        { "scheme": "bearer", "secrets": ["a-long-enough-token"] },
+        { "scheme": "jwt", "keys": { "url": KEYS }, "issuers": ["https://issuer.example"], "audiences": ["us"] },
+    ] }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_alternative_does_not_hide_that_keys_are_missing() {
+    let web = Web::with(&[]);
+    assert_eq!(Bench::new(&web).outcome(&bearer_or_jwt(), with_token("one")).await, Err(UNAVAILABLE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_needs_no_keys_does_not_wait_for_them() {
+    let web = Arc::new(Web { pause: Some(Duration::from_secs(1)), ..Web::default() });
+    let (bench, source, begun) = (Bench::new(&web), bearer_or_jwt(), tokio::time::Instant::now());
+    let verified = bench.outcome(&source, with_authorization("Bearer a-long-enough-token")).await;
+    assert_eq!(verified, Ok(Some(AcceptedAs::Delivered)));
+    assert!(bench.outcome(&source, with_authorization("nonsense")).await.is_err());
+    assert_eq!((begun.elapsed(), web.asked().len()), (Duration::ZERO, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_key_set_does_not_take_the_place_of_a_good_one() {
+    let web = Web::with(&[(KEYS, jwks("one"))]);
+    let (bench, source) = (Bench::new(&web), issuer());
+    assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Delivered)));
+    for document in ["{}", r#"{"keys":[]}"#, r#"{"keys":[{"kty":"oct"}]}"#] {
+        web.put(KEYS, document.to_owned());
+        for wanted in source.verifier().documents() {
+            bench.pipeline.fetch(wanted, Deadline::after(Duration::from_secs(1))).await;
+        }
+        assert_eq!(bench.outcome(&source, with_token("one")).await, Ok(Some(AcceptedAs::Duplicate)), "{document}");
+        // Whether there is another key nobody can say meanwhile.
+        assert_eq!(bench.outcome(&source, with_token("two")).await, Err(UNAVAILABLE), "{document}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_many_wait_for_is_reported_once() {
+    let web = Arc::new(Web { pause: Some(Duration::from_millis(300)), ..Web::default() });
+    web.put(KEYS, jwks("one"));
+    let (bench, source) = (Bench::new(&web), issuer());
+    futures_util::future::join_all((0..50).map(|_| bench.outcome(&source, with_token("one")))).await;
+    assert_eq!(web.asked().len(), 1);
+    assert_eq!(bench.recorder.count("document_fetched url=https://issuer.example/keys error=-"), 1);
+}
+
+/// Never answers.
+struct Silent(Arc<()>);
+
+impl Fetch for Silent {
+    fn get(&self, _: String, _: usize) -> BoxFuture<'static, Result<Bytes, String>> {
+        let alive = Arc::clone(&self.0);
+        async move {
+            let answer = std::future::pending().await;
+            drop(alive);
+            answer
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_that_everybody_gave_up_do_not_pile_up() {
+    let alive = Arc::new(());
+    let mut bench = Bench::new(&Web::with(&[]));
+    Arc::get_mut(&mut bench.pipeline).expect("nobody else has it").fetch = Arc::new(Silent(Arc::clone(&alive)));
+    let source = compile(json!({ "path": "/in", "verify": [{ "scheme": "aws-sns", "topics": [TOPIC] }] }));
+    for n in 0..100 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let url = format!("https://sns.us-east-1.amazonaws.com/{n}.pem");
+        let _refused = bench.outcome(&source, sns_message("Notification", &url, TOPIC)).await;
+    }
+    assert!(Arc::strong_count(&alive) - 2 <= 32, "{}", Arc::strong_count(&alive));
+    drop(source);
+    assert_eq!(Arc::strong_count(&alive) - 2, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_services_own_signature_makes_us_confirm() {
+    let url = "https://sns.eu-west-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=theirs&Token=t";
+    let web = Web::with(&[(url, "ok".to_owned())]);
+    let source = compile(json!({ "path": "/in", "verify": [
+        { "scheme": "aws-sns", "topics": [TOPIC] }, { "scheme": "insecure-accept-anyone" },
+    ] }));
+    let body = json!({
+        "Type": "SubscriptionConfirmation", "MessageId": "1", "TopicArn": "theirs", "Message": "", "Timestamp": "",
+        "SignatureVersion": "", "Signature": "", "SigningCertURL": "", "SubscribeURL": url, "Token": "t",
+    });
+    let request = request(HeaderMap::new(), body.to_string(), SystemTime::now());
+    assert_eq!(
+        Bench::new(&web).outcome(&source, request).await,
+        Ok(Some(AcceptedAs::Delivered)),
+        "an event like any other"
+    );
+    assert!(web.asked().is_empty());
 }

@@ -170,7 +170,7 @@ impl Keys {
             for wanted in source.verifier().wanted(&request) {
                 let (url, deadline) = (wanted.url().to_owned(), Deadline::after(Duration::from_secs(10)));
                 let fetched = runtime.block_on(deadline.bound(wanted.fetch(&**fetch)));
-                if let Err(problem) = fetched.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+                if let Some(Err(problem)) = fetched.unwrap_or_else(|_| Some(Err("no answer in time".to_owned()))) {
                     eprintln!("hookgate: fetch {url}: {problem}");
                 }
             }

@@ -99,7 +99,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
 }
 
 impl Item<'_> {
-    fn signed(&self) -> String {
+    /// The signed values. Only the merchant's reference may hold what separates them: so there is one way to split the text,
+    /// and no value can be shifted into its neighbour.
+    fn signed(&self) -> Option<String> {
         let (value, currency) = self.amount.as_ref().map_or(("", ""), |amount| (&amount.value.0, &amount.currency.0));
         let fields = [
             &self.psp_reference.0,
@@ -111,7 +113,9 @@ impl Item<'_> {
             &self.event_code.0,
             &self.success.0,
         ];
-        fields.join(":")
+        const MERCHANT_REFERENCE: usize = 3;
+        let splits = |(place, field): (usize, &&str)| place != MERCHANT_REFERENCE && field.contains(':');
+        (!fields.iter().enumerate().any(splits)).then(|| fields.join(":"))
     }
 }
 
@@ -137,7 +141,9 @@ impl Adyen {
         for wrapped in &body.notification_items {
             let data = wrapped.item.additional_data.as_ref();
             match data.and_then(|data| data.hmac_signature.as_deref()).filter(|signature| !signature.is_empty()) {
-                Some(signature) => signatures.push((signature, wrapped.item.signed())),
+                Some(signature) => {
+                    signatures.push((signature, wrapped.item.signed().ok_or(AuthFailure::Malformed)?));
+                }
                 None => return Err(AuthFailure::Missing),
             }
         }
@@ -160,9 +166,11 @@ impl Adyen {
         let text = String::from_utf8(draft.body.to_vec()).map_err(|_| SHAPE)?;
         let signatures: Vec<String> = {
             let body: Body<'_> = serde_json::from_str(&text).map_err(|_| SHAPE)?;
-            let sign =
-                |wrapped: &Wrapped<'_>| BASE64.encode(&hmac(Hash::Sha256, &key, &[wrapped.item.signed().as_bytes()]));
-            body.notification_items.iter().map(sign).collect()
+            let sign = |wrapped: &Wrapped<'_>| {
+                let signed = wrapped.item.signed().ok_or("a colon stands in a field other than merchantReference")?;
+                Ok::<_, String>(BASE64.encode(&hmac(Hash::Sha256, &key, &[signed.as_bytes()])))
+            };
+            body.notification_items.iter().map(sign).collect::<Result<_, _>>()?
         };
         let mut body: serde_json::Value = serde_json::from_str(&text).map_err(|_| SHAPE)?;
         for (place, signature) in signatures.into_iter().enumerate() {

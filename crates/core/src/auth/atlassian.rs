@@ -116,7 +116,6 @@ impl Atlassian {
         let part = |value: &serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "HS256" })), part(&claims));
         let signature = BASE64URL_NOPAD.encode(&hmac(Hash::Sha256, secret.expose(), &[signed.as_bytes()]));
-        draft.set_header(&AUTHORIZATION, &format!("JWT {signed}.{signature}"));
-        Ok(())
+        draft.set_header(&AUTHORIZATION, &format!("JWT {signed}.{signature}"))
     }
 }

@@ -64,8 +64,6 @@ failures! {
     CertificateUrlRefused => "certificate_url_refused", "a certificate from a place that is not the provider's";
     /// No known key has the name that the token gives.
     KeyUnknown => "key_unknown", "a key that the provider does not publish";
-    /// The provider's keys could not be fetched: our trouble, not the sender's.
-    KeysUnavailable => "keys_unavailable", "the provider's keys could not be fetched";
     /// A token was there and no secret equals it.
     Mismatch => "credential_mismatch", "a credential that matches no secret";
     /// A signature was there and no secret makes it.
@@ -92,4 +90,7 @@ failures! {
     TopicRefused => "topic_refused", "a topic that is not on the list";
     /// The client certificate is good and another's.
     CertificateRefused => "certificate_refused", "the certificate of another client";
+    /// The provider's keys could not be fetched: our trouble, not the sender's. Last, since nobody may be refused for good
+    /// while one alternative cannot be judged.
+    KeysUnavailable => "keys_unavailable", "the provider's keys could not be fetched";
 }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use self::{
     compact::{Claims, Compact},
-    keys::{KeyDocument, KeySet, KeysConfig},
+    keys::{KeyDocument, KeysConfig},
 };
 use super::{AuthFailure, Request, SchemeProblems, headers, remote::Wanted, sign::Draft};
 use crate::{config, secret::ResolveSecret};
@@ -131,6 +131,14 @@ impl Jwt {
         })
     }
 
+    /// What is allowed and unwise.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let anybody = self.email.is_none() && self.client_id.is_none() && self.claims.is_empty();
+        let warning = "jwt names no email, client_id or claims: every account of the issuer that can have a token made for \
+                       this audience is let in, which is anybody where the issuer serves the public, like Google";
+        anybody.then(|| warning.to_owned()).into_iter().collect()
+    }
+
     /// What stands for the secret's name.
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
@@ -138,12 +146,9 @@ impl Jwt {
 
     /// The key document, if it has to be fetched before `request` can be judged.
     pub(super) fn wanted(&self, request: &Request) -> Option<Wanted> {
-        let known = |keys: &KeySet| match token(request).and_then(Compact::parse) {
-            Ok(compact) => keys.find(compact.header.kid.as_deref()).is_some(),
-            // It will be refused for its form.
-            Err(_) => true,
-        };
-        self.keys.wanted(known)
+        // What has not the form of a token is refused for that.
+        let compact = token(request).and_then(Compact::parse).ok()?;
+        self.keys.wanted(|keys| keys.find(compact.header.kid.as_deref()).is_some())
     }
 
     /// The key document, to be there before the first request.
@@ -156,7 +161,7 @@ impl Jwt {
         let algorithm = self.algorithms.iter().find(|known| known.name() == compact.header.alg);
         let algorithm = *algorithm.ok_or(AuthFailure::AlgorithmRefused)?;
         let keys = self.keys.current()?;
-        let key = keys.find(compact.header.kid.as_deref()).ok_or(AuthFailure::KeyUnknown)?;
+        let key = keys.find(compact.header.kid.as_deref()).ok_or_else(|| self.keys.unknown())?;
         key.verify(algorithm, compact.signed.as_bytes(), &compact.signature)?;
         let claims = compact.claims()?;
         claims.check_times(request.received_at, self.leeway)?;
@@ -218,8 +223,7 @@ impl Jwt {
             other => return Err(format!("send cannot sign with {}; put RS256 or EdDSA first", other.name())),
         };
         let token = format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature));
-        draft.set_header(&http::header::AUTHORIZATION, &format!("Bearer {token}"));
-        Ok(())
+        draft.set_header(&http::header::AUTHORIZATION, &format!("Bearer {token}"))
     }
 }
 

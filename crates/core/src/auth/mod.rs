@@ -249,6 +249,7 @@ impl Scheme {
         let mut warnings = match self {
             Self::Signature(_, signature) => signature.warnings(),
             Self::Sns(sns) => sns.warnings(),
+            Self::Jwt(jwt) => jwt.warnings(),
             _ => Vec::new(),
         };
         for slot in self.secrets().iter().filter(|slot| !slot.is_live(now)) {
@@ -326,9 +327,17 @@ impl Verifier {
     /// # Errors
     /// Why no alternative held: the reason of the one that came furthest.
     pub fn verify(&self, unverified: Unverified) -> Result<Authenticated<Request>, AuthFailure> {
+        self.attempt(unverified).map_err(|(_, failure)| failure)
+    }
+
+    /// Like [`Self::verify`], and gives back a request that is not proved, since it may be once something is fetched.
+    pub(crate) fn attempt(
+        &self,
+        unverified: Unverified,
+    ) -> Result<Authenticated<Request>, (Box<Unverified>, AuthFailure)> {
         match self.examine(&unverified.request) {
             Ok(proof) => Ok(Authenticated { value: unverified.request, proof }),
-            Err((_, failure)) => Err(failure),
+            Err((_, failure)) => Err((Box::new(unverified), failure)),
         }
     }
 
@@ -349,8 +358,8 @@ impl Verifier {
         Err(furthest.unwrap_or(("none", AuthFailure::Missing)))
     }
 
-    /// Documents that have to be fetched before `unverified` can be judged: keys that its token names, the certificate of
-    /// its signature. Most schemes want nothing.
+    /// Documents without which `unverified`, which is not proved yet, cannot be judged: keys that its token names, the
+    /// certificate of its signature. Most schemes want nothing.
     pub fn wanted(&self, unverified: &Unverified) -> Vec<Wanted> {
         self.schemes().filter_map(|scheme| scheme.wanted(&unverified.request)).collect()
     }
@@ -423,15 +432,30 @@ impl Verifier {
         first.into_iter().chain(then).try_for_each(|scheme| scheme.sign(draft))
     }
 
-    /// The secrets of all schemes: some handshakes are answered with one.
-    pub(crate) fn secrets(&self) -> Vec<Arc<SecretSlot>> {
-        self.schemes().flat_map(|scheme| scheme.secrets()).cloned().collect()
+    /// The secrets that sign events: some handshakes are answered with one. A token would be given away by that.
+    pub(crate) fn signing_secrets(&self) -> Vec<Arc<SecretSlot>> {
+        let signs = |scheme: &&Scheme| matches!(scheme, Scheme::Signature(..));
+        self.schemes().filter(signs).flat_map(|scheme| scheme.secrets()).cloned().collect()
+    }
+
+    /// Headers whose whole value is a token.
+    pub(crate) fn token_headers(&self) -> Vec<&HeaderName> {
+        let header = |scheme| match scheme {
+            &Scheme::Token { place: token::Place::Header(ref name), .. } => Some(name),
+            _ => None,
+        };
+        self.schemes().filter_map(header).collect()
     }
 
     /// What an authentic message of Amazon SNS asks for besides being published.
+    ///
+    /// Only when the message's own signature proved it: what another scheme lets in is an event like any other.
     pub(crate) fn sns_request(&self, request: &Authenticated<Request>) -> Option<SnsRequest> {
+        let Proof::Verified(credentials) = request.proof() else { return None };
         self.schemes().find_map(|scheme| match scheme {
-            Scheme::Sns(sns) => sns.request(&request.body),
+            Scheme::Sns(sns) if credentials.iter().any(|credential| credential.scheme == scheme.name()) => {
+                sns.request(&request.body)
+            }
             _ => None,
         })
     }

@@ -12,7 +12,6 @@ use ring::{
 use crate::secret::{Secret, SecretSlot};
 
 /// A request that is being made.
-#[derive(Debug)]
 pub struct Draft {
     /// The method.
     pub method: Method,
@@ -34,11 +33,21 @@ pub struct Draft {
     pub signing_key: Option<SigningKey>,
 }
 
+impl std::fmt::Debug for Draft {
+    /// Shows neither query nor headers nor body: each may hold a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Draft {
     /// Sets a header, in place of any that is there.
-    pub(super) fn set_header(&mut self, name: &HeaderName, value: &str) {
-        let value = HeaderValue::from_bytes(value.as_bytes()).expect("secrets are checked to fit a header");
+    pub(super) fn set_header(&mut self, name: &HeaderName, value: &str) -> Result<(), String> {
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
+            format!("what belongs into the header {name} has a line break or another control character in it")
+        })?;
         self.headers.insert(name.clone(), value);
+        Ok(())
     }
 
     /// The secret to sign with: the one that is wanted where it is among `slots`, else the first that is live.

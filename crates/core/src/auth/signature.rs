@@ -172,7 +172,7 @@ impl Signature {
             Algorithm::Ed25519 | Algorithm::EcdsaP256 => {
                 let signatures: Vec<Vec<u8>> =
                     candidates.iter().filter_map(|text| self.encoding.decode(text)).collect();
-                if signatures.is_empty() {
+                if !(1..=PUBLIC_KEY_SIGNATURES_MAX).contains(&signatures.len()) {
                     return Err(AuthFailure::Malformed);
                 }
                 let message = parts.concat();
@@ -194,7 +194,7 @@ impl Signature {
         }
         let id = draft.id.clone();
         if let Some(name) = self.id.first() {
-            draft.set_header(name, &id);
+            draft.set_header(name, &id)?;
         }
         let url = self.url.of(&draft.path, draft.query.as_deref()).into_owned();
         let timestamp = self.timestamp.as_ref().map(|rule| rule.now(draft.now)).unwrap_or_default();
@@ -216,8 +216,7 @@ impl Signature {
         };
         let text = format!("{}{}", self.prefix, self.encoding.encode(&signature));
         let value = self.list.write(&text, self.timestamp.as_ref().and_then(Timestamp::part), &timestamp);
-        draft.set_header(&self.headers[0], &value);
-        Ok(())
+        draft.set_header(&self.headers[0], &value)
     }
 }
 
@@ -237,6 +236,9 @@ impl Encoding {
         }
     }
 }
+
+/// Most signatures in one request that are checked by public keys, each of which costs a pass over the body.
+const PUBLIC_KEY_SIGNATURES_MAX: usize = 4;
 
 /// A public key in `text`: 64 hexadecimal digits (Discord), or `whpk_` and base64 (Standard Webhooks).
 ///
@@ -266,8 +268,11 @@ fn p256_key(text: &[u8]) -> Result<Vec<u8>, String> {
     let der = BASE64.decode(text).map_err(|_| "is not base64")?;
     let (rest, info) =
         x509_parser::x509::SubjectPublicKeyInfo::from_der(&der).map_err(|_| "is no public key in DER form")?;
+    // Other curves have points of that length too. The identifier: RFC 5480, section 2.1.1.1.
+    let curve = info.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    let is_p256 = curve.is_some_and(|curve| curve.to_id_string() == "1.2.840.10045.3.1.7");
     match info.subject_public_key.data.as_ref() {
-        point if rest.is_empty() && point.len() == POINT_BYTES => Ok(point.to_owned()),
+        point if rest.is_empty() && is_p256 && point.len() == POINT_BYTES => Ok(point.to_owned()),
         _ => Err("is no public key of the curve P-256".to_owned()),
     }
 }

@@ -158,7 +158,11 @@ impl Sns {
         };
         let verified = UnparsedPublicKey::new(parameters, &key.0).verify(text.as_bytes(), &signature);
         verified.map_err(|_| AuthFailure::SignatureMismatch)?;
-        if expected { Ok(Arc::clone(&self.name)) } else { Err(AuthFailure::TopicRefused) }
+        if !expected {
+            return Err(AuthFailure::TopicRefused);
+        }
+        self.certificates.note_use(&body.signing_cert_url);
+        Ok(Arc::clone(&self.name))
     }
 
     fn expects(&self, topic: &str) -> bool {
@@ -186,11 +190,17 @@ impl<'a> Body<'a> {
     }
 
     /// Names and values of the signed fields, each on a line, in the order of their names.
+    ///
+    /// Nothing is escaped, and anybody may publish any message to a topic of his own: what he has signed there must not be
+    /// readable as other fields. Only the message may have more than one line, so the text can be split in one way, from its
+    /// end. Source: Amazon SNS, "Publish", for the subject: no line breaks and no control characters.
     fn signed(&self) -> Option<String> {
-        let subscription = matches!(&*self.r#type, "SubscriptionConfirmation" | "UnsubscribeConfirmation");
-        let (subject, subscribe_url, token) = match subscription {
-            true => (None, Some(self.subscribe_url.as_ref()?), Some(self.token.as_ref()?)),
-            false => (self.subject.as_ref(), None, None),
+        let (subject, subscribe_url, token) = match &*self.r#type {
+            "Notification" => (self.subject.as_ref(), None, None),
+            "SubscriptionConfirmation" | "UnsubscribeConfirmation" => {
+                (None, Some(self.subscribe_url.as_ref()?), Some(self.token.as_ref()?))
+            }
+            _ => return None,
         };
         let fields = [
             ("Message", Some(&self.message)),
@@ -202,6 +212,10 @@ impl<'a> Body<'a> {
             ("TopicArn", Some(&self.topic_arn)),
             ("Type", Some(&self.r#type)),
         ];
+        let is_line = |value: &Cow<'_, str>| !value.contains(char::is_control);
+        if !fields.iter().all(|(name, value)| *name == "Message" || value.is_none_or(is_line)) {
+            return None;
+        }
         let line = |(name, value): (&str, Option<&Cow<'_, str>>)| value.map(|value| format!("{name}\n{value}\n"));
         Some(fields.into_iter().filter_map(line).collect())
     }
@@ -230,9 +244,18 @@ fn is_service_url(url: &str) -> bool {
 fn service_path(url: &str) -> Option<&str> {
     let (region, path) = url.strip_prefix("https://sns.")?.split_once(".amazonaws.com")?;
     let path = path.strip_prefix(".cn").unwrap_or(path).strip_prefix('/')?;
-    let is_region =
-        !region.is_empty() && region.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-'));
-    is_region.then_some(path)
+    is_region(region).then_some(path)
+}
+
+/// Whether `name` is like `us-gov-west-1`: words of letters and a digit at the end. Other names in its place are other
+/// services': `sns.s3.amazonaws.com` and `sns.s3-us-west-2.amazonaws.com` are somebody's bucket.
+fn is_region(name: &str) -> bool {
+    let mut parts = name.rsplit('-');
+    let number = parts.next().is_some_and(|last| matches!(last.as_bytes(), [b'1'..=b'9']));
+    let words: Vec<&str> = parts.collect();
+    number
+        && words.len() >= 2
+        && words.iter().all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase()))
 }
 
 impl RsaKey {
@@ -263,6 +286,13 @@ mod tests {
             "https://sns.us-east-1.amazonaws.com:8443/a.pem",
             "https://snsxus-east-1.amazonaws.com/a.pem",
             "https://sns..amazonaws.com/a.pem",
+            "https://sns.s3.amazonaws.com/a.pem",
+            "https://sns.s3-us-west-2.amazonaws.com/a.pem",
+            "https://sns.s3-website-us-east-1.amazonaws.com/a.pem",
+            "https://sns.US-EAST-1.amazonaws.com/a.pem",
+            "https://sns.us-east.amazonaws.com/a.pem",
+            "https://sns.us--1.amazonaws.com/a.pem",
+            "https://sns.east-1.amazonaws.com/a.pem",
             "https://sns.a.b.amazonaws.com/a.pem",
             "https://sns.evil.test/x.amazonaws.com/a.pem",
             "https://evil.test#sns.us-east-1.amazonaws.com/a.pem",

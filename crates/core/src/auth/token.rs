@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use data_encoding::BASE64;
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::{AuthFailure, headers, secrets, sign::Draft};
 use crate::secret::{PresentedDigest, SecretSlot};
@@ -35,7 +36,7 @@ impl Place {
                 basic(headers::after_word(headers::single(headers, &AUTHORIZATION)?, "basic")?).map(Cow::from)
             }
             Self::Header(name) => headers::single(headers, name).map(|token| token.as_bytes().into()),
-            Self::Query(param) => query_parameter(query, param).map(|token| token.into_owned().into_bytes().into()),
+            Self::Query(param) => query_token(query, param),
         }
     }
 }
@@ -48,13 +49,13 @@ impl Place {
             Self::Basic => (&AUTHORIZATION, format!("Basic {}", BASE64.encode(token.as_bytes()))),
             Self::Header(name) => (name, token.to_owned()),
             Self::Query(param) => {
-                let mut query = form_urlencoded::Serializer::new(draft.query.take().unwrap_or_default());
-                draft.query = Some(query.append_pair(param, token).finish());
+                let escaped = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+                let pair = format!("{}={}", escaped(param), escaped(token));
+                draft.query = Some(draft.query.take().map_or(pair.clone(), |query| format!("{query}&{pair}")));
                 return Ok(());
             }
         };
-        draft.set_header(name, &value);
-        Ok(())
+        draft.set_header(name, &value)
     }
 }
 
@@ -69,6 +70,19 @@ pub(super) fn check_pair(text: &[u8]) -> Result<(), String> {
     match text.contains(&b':') && text != b":" {
         true => Ok(()),
         false => Err("must be \"user:password\"".to_owned()),
+    }
+}
+
+/// The token in the query parameter `param`, percent-decoded once. A `+` is itself: providers post to the URL as the operator
+/// pasted it, and tokens in base64 hold it, while none holds a blank.
+fn query_token<'a>(query: Option<&'a str>, param: &str) -> Result<Cow<'a, [u8]>, AuthFailure> {
+    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(name, _)| percent_decode_str(name).eq(param.bytes())).map(|(_, value)| value);
+    let token = values.next().ok_or(AuthFailure::Missing)?;
+    match values.next() {
+        Some(_) => Err(AuthFailure::Repeated),
+        None if token.is_empty() => Err(AuthFailure::Missing),
+        None => Ok(percent_decode_str(token).into()),
     }
 }
 

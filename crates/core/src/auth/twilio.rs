@@ -106,8 +106,7 @@ impl Twilio {
         let url = self.url.of(&draft.path, draft.query.as_deref());
         let fields = if is_form(&draft.headers) { form_fields(&draft.headers, &draft.body) } else { String::new() };
         let signature = BASE64.encode(&hmac(Hash::Sha1, secret.expose(), &[url.as_bytes(), fields.as_bytes()]));
-        draft.set_header(&SIGNATURE, &signature);
-        Ok(())
+        draft.set_header(&SIGNATURE, &signature)
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Log {
     failures: Vec<[Limiter; AttemptResult::ALL.len()]>,
     /// For each source and each reason.
     refusals: Vec<[Limiter; AuthFailure::ALL.len()]>,
+    /// For each source: some handshakes need no proof, so anybody can have them answered.
+    handshakes: Vec<Limiter>,
     accept_failures: Limiter,
 }
 
@@ -56,6 +58,7 @@ impl Log {
             begun: Instant::now(),
             failures: (0..sinks).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
             refusals: (0..sources).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
+            handshakes: (0..sources).map(|_| Limiter::default()).collect(),
             accept_failures: Limiter::default(),
         }
     }
@@ -94,7 +97,9 @@ impl Observer for Log {
                 }
             }
             Observation::HandshakeAnswered { source, status } => {
-                tracing::info!(%source, status, "a handshake was answered");
+                if let Some(suppressed) = self.handshakes[source.index()].pass(self.begun.elapsed()) {
+                    tracing::info!(%source, status, suppressed, "a handshake was answered");
+                }
             }
             Observation::SubscriptionConfirmed { source, error: None } => {
                 tracing::info!(%source, "a subscription was confirmed");

@@ -90,6 +90,14 @@ impl KeyDocument {
         }
     }
 
+    /// Why a key is not among them: the issuer has none of that name, or may have and cannot be asked.
+    pub(super) fn unknown(&self) -> AuthFailure {
+        match self {
+            Self::Fetched(remote) if remote.has_failed() => AuthFailure::KeysUnavailable,
+            Self::Fetched(_) | Self::Given(_) => AuthFailure::KeyUnknown,
+        }
+    }
+
     /// The document, if it is not there yet or `suffices` says that it is not enough.
     pub(super) fn wanted(&self, suffices: impl FnOnce(&KeySet) -> bool) -> Option<Wanted> {
         match self {
@@ -154,11 +162,11 @@ impl KeySet {
     /// that are for something else, or of a kind we do not know, are passed over.
     ///
     /// # Errors
-    /// When `document` is neither.
+    /// When `document` is neither, or has no key that is of use.
     pub(super) fn parse(document: &[u8]) -> Result<Self, String> {
         let value: Value = serde_json::from_slice(document).map_err(|error| format!("is not JSON: {error}"))?;
         if let Some(keys) = value.get("keys").and_then(Value::as_array) {
-            return Ok(Self(keys.iter().filter_map(|key| JsonWebKey::deserialize(key).ok()?.named()).collect()));
+            return Self::usable(keys.iter().filter_map(|key| JsonWebKey::deserialize(key).ok()?.named()).collect());
         }
         let certificates = value.as_object().ok_or("is neither a JWK set nor a map of certificates")?;
         let mut keys = Vec::new();
@@ -170,7 +178,12 @@ impl KeySet {
                 key: Key { algorithm: None, material: Material::Rsa { n, e } },
             });
         }
-        Ok(Self(keys))
+        Self::usable(keys)
+    }
+
+    /// A set without keys would refuse everybody, and take the place of a good one.
+    fn usable(keys: Vec<NamedKey>) -> Result<Self, String> {
+        if keys.is_empty() { Err("has no key that can verify tokens".to_owned()) } else { Ok(Self(keys)) }
     }
 
     /// The key called `kid`; a token that names none may use the only one.

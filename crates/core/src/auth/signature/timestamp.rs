@@ -134,8 +134,7 @@ impl Timestamp {
         match &self.places[0] {
             TimestampPlace::Header(name) => {
                 let now = self.now(draft.now);
-                draft.set_header(name, &now);
-                Ok(())
+                draft.set_header(name, &now)
             }
             TimestampPlace::Part(_) => Ok(()),
             TimestampPlace::Body(pointer) => match number_at(&draft.body, pointer) {
