@@ -50,6 +50,9 @@ impl From<io::Error> for Failure {
 /// How often key sets are looked at. Issuers publish a new key days before they use it.
 const DOCUMENT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
+/// How long one may take; nobody waits for it.
+const DOCUMENT_LIMIT: Duration = Duration::from_secs(5);
+
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -108,11 +111,12 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Has the key sets of token issuers here before the first request, and looks for new keys from time to time.
+/// Fetches the key sets of token issuers at the start, so that the first requests seldom wait for them, and looks for new keys
+/// from time to time.
 async fn keep_documents(pipeline: Arc<Pipeline>, sources: Vec<Arc<Source>>, stop: CancellationToken) {
     loop {
         let wanted = sources.iter().flat_map(|source| source.verifier().documents());
-        let fetches = wanted.map(|document| pipeline.fetch(document, Deadline::after(CLOSE_LIMIT)));
+        let fetches = wanted.map(|document| pipeline.fetch(document, Deadline::after(DOCUMENT_LIMIT)));
         futures_util::future::join_all(fetches).await;
         if stop.run_until_cancelled(sleep(DOCUMENT_INTERVAL)).await.is_none() {
             return;
