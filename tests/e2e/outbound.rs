@@ -11,12 +11,8 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hookgate_testkit::{http::request, process::wait_until};
+use hookgate_testkit::{http::request, process::wait_until, tls};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -40,18 +36,8 @@ struct World {
 
 impl World {
     async fn start(documents: BTreeMap<String, String>) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let names = vec![SNS.to_owned(), ISSUER.to_owned()];
-        let cert = CertificateParams::new(names).expect("names").self_signed(&key).expect("signed");
-        let chain = vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).expect("a certificate")];
-        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has them")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("they fit");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let (config, ca) = tls::server(&[SNS, ISSUER]);
+        let acceptor = TlsAcceptor::from(config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (proxy, asked) = (listener.local_addr().expect("bound"), Arc::new(Mutex::new(Vec::new())));
         let (log, documents) = (Arc::clone(&asked), Arc::new(documents));
@@ -78,7 +64,7 @@ impl World {
                 });
             }
         });
-        Self { proxy, asked, ca: cert.pem() }
+        Self { proxy, asked, ca }
     }
 
     fn asked(&self) -> Vec<String> {

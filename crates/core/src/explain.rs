@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,13 +16,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    auth::{Peer, Proof, Request, SchemeConfig, SnsRequest, Tolerance, Unverified, VerifyConfig},
+    auth::{AuthFailure, Peer, Proof, Request, SchemeConfig, SnsRequest, Tolerance, Unverified, VerifyConfig},
     config::ByteLimit,
     event::SourceId,
     limits::Admission,
     preset::Preset,
     route::{Routed, Router},
-    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
+    secret::{self, SecretRef},
     source::{Source, SourceConfig, Surroundings},
 };
 
@@ -143,13 +142,14 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
             }
         };
     }
-    if let Some((scheme, failure)) = source.verifier().refusal(&request) {
-        let status = if failure == crate::auth::AuthFailure::KeysUnavailable { 503 } else { 401 };
-        let scheme = Some(scheme.to_owned());
-        return Verdict { scheme, ..Verdict::refused(failure.label(), status, failure.to_string()) };
-    }
-    let Ok(request) = source.verify(request) else {
-        return Verdict::refused("credential_mismatch", 401, "refused on the second look");
+    let request = match source.verifier().attempt(request) {
+        Ok(request) => request,
+        Err(refusal) => {
+            let failure = refusal.failure;
+            let status = if failure == AuthFailure::KeysUnavailable { 503 } else { 401 };
+            let scheme = Some(refusal.scheme.to_owned());
+            return Verdict { scheme, ..Verdict::refused(failure.label(), status, failure.to_string()) };
+        }
     };
     let mut verdict = Verdict { verdict: "accept", status: 200, ..Verdict::default() };
     match request.proof() {
@@ -279,13 +279,8 @@ impl Record {
         if let Some(rate) = self.params.get("allowed_rate") {
             config.webhook_rate = Some(Deserialize::deserialize(rate).map_err(|error| error.to_string())?);
         }
-        let mut resolve = |secret: &SecretRef| {
-            let SecretOrigin::Literal(text) = &secret.origin else { return Err("nothing is read here".to_owned()) };
-            let value = Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?;
-            Ok(Arc::new(SecretSlot::new(secret.display_name(), value)))
-        };
         let surroundings = Surroundings::from(ByteLimit::mib(64));
-        Source::compile(SourceId::new(0, name), &config, &surroundings, &mut resolve)
+        Source::compile(SourceId::new(0, name), &config, &surroundings, &mut secret::literal)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }
 

@@ -200,6 +200,7 @@ macro_rules! labels {
         }
     };
 }
+pub(crate) use labels;
 
 labels! {
     /// Why a request was refused before it became an event; who sent it is [`AuthFailure`]'s.

@@ -95,13 +95,13 @@ impl Pipeline {
         deadline: Deadline,
     ) -> Result<Authenticated<Request>, Refused> {
         let verified = match source.verifier().attempt(request) {
-            Err((request, failure)) => match source.verifier().wanted(&request) {
-                documents if documents.is_empty() => Err(failure),
+            Err(refusal) => match source.verifier().wanted(&refusal.unverified) {
+                documents if documents.is_empty() => Err(refusal.failure),
                 documents => {
                     for wanted in documents {
                         self.fetch(wanted, deadline).await;
                     }
-                    source.verify(*request)
+                    source.verify(refusal.unverified)
                 }
             },
             Ok(request) => Ok(request),

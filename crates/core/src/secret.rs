@@ -280,6 +280,16 @@ impl SecretSlot {
     }
 }
 
+/// The secret that stands in `reference` itself, for those who read neither files nor the environment.
+///
+/// # Errors
+/// A sentence: it stands elsewhere, or is empty.
+pub fn literal(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+    let SecretOrigin::Literal(text) = &reference.origin else { return Err("nothing is read here".to_owned()) };
+    let secret = Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?;
+    Ok(Arc::new(SecretSlot::new(reference.display_name(), secret).until(reference.not_after)))
+}
+
 /// Turns references into live secrets; the program's side of [`SecretRef`].
 ///
 /// # Errors

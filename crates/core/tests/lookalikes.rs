@@ -1,51 +1,25 @@
 //! Requests that look like a sender's in one way and are not in another: what was signed read in another way, another secret
 //! of the same name, a token as the provider really sends it.
 
-use std::{sync::Arc, time::SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use hookgate_core::{
-    auth::{AuthFailure, Draft, Peer, Request, Unverified},
+    auth::{AuthFailure, Draft, Unverified},
     config::ByteLimit,
-    event::SourceId,
-    limits::Admission,
-    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
     source::Source,
 };
+use hookgate_testkit::sender::{compile, draft, request, try_compile};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
-fn resolve(secret: &SecretRef) -> Result<Arc<SecretSlot>, String> {
-    let SecretOrigin::Literal(text) = &secret.origin else { panic!("only literals here") };
-    let secret_text = Secret::new(text.as_bytes()).map_err(|error| error.to_string())?;
-    Ok(Arc::new(SecretSlot::new(secret.display_name(), secret_text)))
-}
-
-fn try_compile(config: Value) -> Result<Source, Vec<String>> {
-    let config = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
-    Source::compile(SourceId::new(0, "test"), &config, &ByteLimit::mib(1).into(), &mut resolve)
-        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
-}
-
-fn compile(config: Value) -> Source {
-    try_compile(config).unwrap_or_else(|problems| panic!("{problems:?}"))
-}
-
-fn request(method: Method, query: Option<&str>, headers: HeaderMap, body: Bytes) -> Unverified {
-    Unverified::new(Request {
-        method,
-        path: "/in".to_owned(),
-        query: query.map(ToOwned::to_owned),
-        headers,
-        body,
-        received_at: SystemTime::now(),
-        peer: Peer::default(),
-        admitted: Admission::new(1, 0).begin().try_enter().expect("room for one"),
-    })
-}
-
 fn post(headers: HeaderMap, body: impl Into<Bytes>) -> Unverified {
-    request(Method::POST, None, headers, body.into())
+    request(&Draft { headers, ..draft(body) })
+}
+
+/// A request that is all in its method and query.
+fn asking(method: Method, query: &str) -> Unverified {
+    request(&Draft { method, query: Some(query.to_owned()), ..draft("") })
 }
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -56,18 +30,14 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn signed(source: &Source, body: &str) -> Result<Draft, String> {
-    let mut draft = Draft {
-        method: Method::POST,
-        path: "/in".to_owned(),
-        query: None,
-        headers: HeaderMap::new(),
-        body: Bytes::copy_from_slice(body.as_bytes()),
-        now: SystemTime::now(),
-        id: "one".to_owned(),
-        secret: None,
-        signing_key: None,
-    };
+    let mut draft = draft(body.to_owned());
     source.sign(&mut draft).map(|()| draft)
+}
+
+/// What is wrong with a table that is not good.
+fn problems(config: Value) -> Vec<String> {
+    let problems = try_compile(config, &ByteLimit::mib(1).into()).map(|_| ()).expect_err("it is not good");
+    problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -111,7 +81,7 @@ fn a_token_is_never_used_to_answer_strangers() {
     let twitter = |verify: Value| compile(json!({ "path": "/in", "preset": "x-twitter", "verify": verify }));
     let hmac = json!({ "scheme": "hmac", "secrets": ["x-consumer-secret"] });
     let answer = |source: &Source| {
-        let request = request(Method::GET, Some("crc_token=abcdefgh"), HeaderMap::new(), Bytes::new());
+        let request = asking(Method::GET, "crc_token=abcdefgh");
         source.answer_unverified(&request).expect("a challenge").body().to_owned()
     };
     let alone = answer(&twitter(json!([hmac])));
@@ -124,8 +94,7 @@ fn a_token_in_the_url_is_percent_decoded_and_a_plus_is_a_plus() {
     let source = compile(json!({
         "path": "/in", "verify": [{ "scheme": "query", "param": "to ken", "secrets": ["ab+cd/ef=="] }],
     }));
-    let outcome =
-        |query: &str| source.verify(request(Method::POST, Some(query), HeaderMap::new(), Bytes::new())).map(|_| ());
+    let outcome = |query: &str| source.verify(asking(Method::POST, query)).map(|_| ());
     assert_eq!(outcome("a=1&to%20ken=ab+cd/ef=="), Ok(()));
     assert_eq!(outcome("to%20ken=ab%2Bcd%2Fef%3D%3D"), Ok(()));
     assert_eq!(outcome("to%20ken=ab%20cd/ef=="), Err(AuthFailure::Mismatch));
@@ -153,8 +122,7 @@ fn what_only_says_that_something_changed_is_not_taken_for_a_repeat() {
         let source = compile(json!({ "path": "/in", "preset": preset, "secrets": ["a-long-enough-secret"] }));
         let event_id = || {
             let draft = signed(&source, r#"{"list_folder":{"accounts":["a"]}}"#).expect("signed");
-            let request = request(Method::POST, draft.query.as_deref(), draft.headers, draft.body);
-            source.identify(source.verify(request).expect("signed")).expect("an event").id.clone()
+            source.identify(source.verify(request(&draft)).expect("signed")).expect("an event").id.clone()
         };
         assert_ne!(event_id(), event_id(), "{preset}");
     }
@@ -173,10 +141,9 @@ fn deliveries_of_one_second_are_two_events() {
 
 #[test]
 fn a_header_that_is_the_token_does_not_travel_on() {
-    let problems = try_compile(json!({
+    let problems = problems(json!({
         "path": "/in", "preset": "gitlab", "secrets": ["a-long-enough-secret"], "forward_headers": ["X-Gitlab-Token"],
     }));
-    let problems = problems.map(|_| ()).expect_err("it holds credentials");
     assert!(problems.iter().any(|problem| problem.contains("never travel on")), "{problems:?}");
 }
 
@@ -208,6 +175,6 @@ fn a_flood_of_signatures_is_not_checked_one_by_one() {
 fn a_key_of_another_curve_is_told() {
     // The curve secp256k1, whose points are as long as those of P-256.
     let key = "MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAEeb5mfvncu6xVoGKVzocLBwKb/NstzijZWfKBWxb4F5hIOtp3JqPEZV2k+/wOEQio/Re0SKaFVBmcR9CP+xDUuA==";
-    let problems = try_compile(json!({ "path": "/in", "preset": "sendgrid", "secrets": [key] })).map(|_| ());
-    assert!(problems.expect_err("another curve").iter().any(|problem| problem.contains("P-256")));
+    let problems = problems(json!({ "path": "/in", "preset": "sendgrid", "secrets": [key] }));
+    assert!(problems.iter().any(|problem| problem.contains("P-256")), "{problems:?}");
 }

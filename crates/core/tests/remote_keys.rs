@@ -3,25 +3,28 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use futures_util::{FutureExt, future::BoxFuture};
 use hookgate_core::{
-    auth::{AuthFailure, Draft, Fetch, Peer, Request, SigningKey, Unverified},
-    config::ByteLimit,
-    event::{SinkId, SourceId},
+    auth::{AuthFailure, Draft, Fetch, SigningKey, Unverified},
+    event::SinkId,
     handoff::{Accepted, AcceptedAs, Answered, Refused},
-    limits::{Admission, Deadline},
+    limits::Deadline,
     observe::Observer,
     pipeline::Pipeline,
-    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
     source::Source,
 };
-use hookgate_testkit::{event::TestEvent, fake_sink::FakeSink, recorder::Recorder};
-use http::{HeaderMap, HeaderValue, Method};
+use hookgate_testkit::{
+    event::TestEvent,
+    fake_sink::FakeSink,
+    recorder::Recorder,
+    sender::{compile, draft, request},
+};
+use http::{HeaderMap, HeaderValue};
 use ring::{
     rand::SystemRandom,
     signature::{RSA_PKCS1_SHA256, RsaKeyPair},
@@ -90,19 +93,8 @@ fn certificate() -> String {
     rcgen::CertificateParams::new(vec!["sns.test".to_owned()]).expect("a name").self_signed(&key).expect("signed").pem()
 }
 
-fn resolve(secret: &SecretRef) -> Result<Arc<SecretSlot>, String> {
-    let SecretOrigin::Literal(text) = &secret.origin else { panic!("only literals here") };
-    Ok(Arc::new(SecretSlot::new(
-        secret.display_name(),
-        Secret::new(text.as_bytes()).map_err(|error| error.to_string())?,
-    )))
-}
-
 fn source(preset: &str, scheme: &Value) -> Arc<Source> {
-    let config = json!({ "path": "/in", "preset": preset, "verify": [scheme] });
-    let config = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
-    let source = Source::compile(SourceId::new(0, "test"), &config, &ByteLimit::mib(1).into(), &mut resolve);
-    Arc::new(source.unwrap_or_else(|problems| panic!("{problems:?}")))
+    Arc::new(compile(json!({ "path": "/in", "preset": preset, "verify": [scheme] })))
 }
 
 const KEYS: &str = "https://issuer.example/keys";
@@ -118,17 +110,8 @@ fn sns() -> Arc<Source> {
     source("aws-sns", &json!({ "scheme": "aws-sns", "topics": [TOPIC] }))
 }
 
-fn request(headers: HeaderMap, body: String, now: SystemTime) -> Unverified {
-    Unverified::new(Request {
-        method: Method::POST,
-        path: "/in".to_owned(),
-        query: None,
-        headers,
-        body: body.into(),
-        received_at: now,
-        peer: Peer::default(),
-        admitted: Admission::new(1, 0).begin().try_enter().expect("room for one"),
-    })
+fn post(headers: HeaderMap, body: String) -> Unverified {
+    request(&Draft { headers, ..draft(body) })
 }
 
 /// A request with a token that names the key `kid`, signed by the one key that there is.
@@ -136,19 +119,10 @@ fn with_token(kid: &str) -> Unverified {
     let given = json!({
         "scheme": "jwt", "keys": { "inline": jwks(kid) }, "issuers": ["https://issuer.example"], "audiences": ["us"],
     });
-    let mut draft = Draft {
-        method: Method::POST,
-        path: "/in".to_owned(),
-        query: None,
-        headers: HeaderMap::new(),
-        body: Bytes::new(),
-        now: SystemTime::now(),
-        id: "one".to_owned(),
-        secret: None,
-        signing_key: Some(SigningKey::from_pem(RSA_PEM.as_bytes()).expect("a key")),
-    };
+    let signing_key = Some(SigningKey::from_pem(RSA_PEM.as_bytes()).expect("a key"));
+    let mut draft = Draft { signing_key, ..draft(r#"{"message":{"messageId":"1"}}"#) };
     source("google-pubsub", &given).sign(&mut draft).expect("the key is there");
-    request(draft.headers, r#"{"message":{"messageId":"1"}}"#.to_owned(), draft.now)
+    request(&draft)
 }
 
 /// A message of SNS with these fields beside those that all have, signed.
@@ -164,12 +138,9 @@ fn sns_message(r#type: &str, certificate: &str, topic: &str) -> Unverified {
     };
     let line = |name: &&str| format!("{name}\n{}\n", body[*name].as_str().expect("a text"));
     let signed: String = names.iter().map(line).collect();
-    let pair = key_pair();
-    let mut signature = vec![0; pair.public().modulus_len()];
-    pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signed.as_bytes(), &mut signature).expect("random numbers");
-    body["Signature"] = BASE64.encode(&signature).into();
+    body["Signature"] = signature_of(&signed).into();
     let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))]);
-    request(headers, body.to_string(), SystemTime::now())
+    post(headers, body.to_string())
 }
 
 struct Bench {
@@ -332,7 +303,7 @@ async fn a_subscription_is_confirmed_only_when_its_message_is_authentic() {
         "a handshake, not an event"
     );
     assert_eq!(web.asked(), [CERTIFICATE, confirm]);
-    let forged = request(HeaderMap::new(), r#"{"Type":"SubscriptionConfirmation"}"#.to_owned(), SystemTime::now());
+    let forged = post(HeaderMap::new(), r#"{"Type":"SubscriptionConfirmation"}"#.to_owned());
     assert!(bench.outcome(&source, forged).await.is_err());
     let off = source_without_confirmation();
     assert_eq!(bench.outcome(&off, sns_message("SubscriptionConfirmation", CERTIFICATE, TOPIC)).await, Ok(None));
@@ -346,12 +317,6 @@ async fn a_subscription_is_confirmed_only_when_its_message_is_authentic() {
 
 fn source_without_confirmation() -> Arc<Source> {
     source("aws-sns", &json!({ "scheme": "aws-sns", "topics": [TOPIC], "confirm": false }))
-}
-
-fn compile(config: Value) -> Arc<Source> {
-    let config = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
-    let source = Source::compile(SourceId::new(0, "test"), &config, &ByteLimit::mib(8).into(), &mut resolve);
-    Arc::new(source.unwrap_or_else(|problems| panic!("{problems:?}")))
 }
 
 fn signature_of(text: &str) -> String {
@@ -369,7 +334,7 @@ fn sns_body(id: &str, r#type: &str, subject: Option<&str>, signature: &str) -> U
     if let Some(subject) = subject {
         body["Subject"] = subject.into();
     }
-    request(HeaderMap::new(), body.to_string(), SystemTime::now())
+    post(HeaderMap::new(), body.to_string())
 }
 
 #[tokio::test(start_paused = true)]
@@ -435,14 +400,14 @@ async fn an_invention_just_before_the_real_one_does_not_keep_it_out_and_none_dri
 
 fn with_authorization(value: &str) -> Unverified {
     let value = HeaderValue::from_str(value).expect("a header");
-    request(HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]), "{}".to_owned(), SystemTime::now())
+    post(HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]), "{}".to_owned())
 }
 
 fn bearer_or_jwt() -> Arc<Source> {
-    compile(json!({ "path": "/in", "verify": [
+    Arc::new(compile(json!({ "path": "/in", "verify": [
         { "scheme": "bearer", "secrets": ["a-long-enough-token"] },
         { "scheme": "jwt", "keys": { "url": KEYS }, "issuers": ["https://issuer.example"], "audiences": ["us"] },
-    ] }))
+    ] })))
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,7 +472,7 @@ async fn fetches_that_everybody_gave_up_do_not_pile_up() {
     let alive = Arc::new(());
     let mut bench = Bench::new(&Web::with(&[]));
     Arc::get_mut(&mut bench.pipeline).expect("nobody else has it").fetch = Arc::new(Silent(Arc::clone(&alive)));
-    let source = compile(json!({ "path": "/in", "verify": [{ "scheme": "aws-sns", "topics": [TOPIC] }] }));
+    let source = Arc::new(compile(json!({ "path": "/in", "verify": [{ "scheme": "aws-sns", "topics": [TOPIC] }] })));
     for n in 0..100 {
         tokio::time::advance(Duration::from_secs(1)).await;
         let url = format!("https://sns.us-east-1.amazonaws.com/{n}.pem");
@@ -522,14 +487,14 @@ async fn fetches_that_everybody_gave_up_do_not_pile_up() {
 async fn only_the_services_own_signature_makes_us_confirm() {
     let url = "https://sns.eu-west-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=theirs&Token=t";
     let web = Web::with(&[(url, "ok".to_owned())]);
-    let source = compile(json!({ "path": "/in", "verify": [
+    let source = Arc::new(compile(json!({ "path": "/in", "verify": [
         { "scheme": "aws-sns", "topics": [TOPIC] }, { "scheme": "insecure-accept-anyone" },
-    ] }));
+    ] })));
     let body = json!({
         "Type": "SubscriptionConfirmation", "MessageId": "1", "TopicArn": "theirs", "Message": "", "Timestamp": "",
         "SignatureVersion": "", "Signature": "", "SigningCertURL": "", "SubscribeURL": url, "Token": "t",
     });
-    let request = request(HeaderMap::new(), body.to_string(), SystemTime::now());
+    let request = post(HeaderMap::new(), body.to_string());
     assert_eq!(
         Bench::new(&web).outcome(&source, request).await,
         Ok(Some(AcceptedAs::Delivered)),

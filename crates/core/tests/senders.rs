@@ -9,15 +9,13 @@ use std::{
 use bytes::Bytes;
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use hookgate_core::{
-    auth::{AuthFailure, Context, Draft, Peer, Request, SigningKey, Unverified},
+    auth::{AuthFailure, Context, Draft, SigningKey},
     config::ByteLimit,
-    event::SourceId,
-    limits::Admission,
     preset::{PRESETS, Preset},
-    secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
-    source::{Source, SourceConfig, Surroundings},
+    source::{Source, Surroundings},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use hookgate_testkit::sender::{self, request};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use ring::{
     rand::SystemRandom,
@@ -74,18 +72,15 @@ impl Pair {
     }
 }
 
-fn resolve(secret: &SecretRef) -> Result<Arc<SecretSlot>, String> {
-    let SecretOrigin::Literal(text) = &secret.origin else { panic!("only literals here") };
-    let value = Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?;
-    Ok(Arc::new(SecretSlot::new(secret.display_name(), value)))
-}
-
 fn compile(config: Value) -> Source {
-    let config: SourceConfig = serde_json::from_value(config).unwrap_or_else(|error| panic!("{error}"));
     let auth = Context { public_url: Some("https://hooks.example.test".into()), ..Context::default() };
     let surroundings = Surroundings { max_body: ByteLimit::mib(1), auth };
-    Source::compile(SourceId::new(0, "test"), &config, &surroundings, &mut resolve)
-        .unwrap_or_else(|problems| panic!("{problems:?}"))
+    sender::try_compile(config, &surroundings).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+/// A POST of `body` at the time of all drafts here.
+fn draft(body: impl Into<Bytes>) -> Draft {
+    Draft { now: now(), ..sender::draft(body) }
 }
 
 /// A source with the preset called `name`, and the private key that its sender has.
@@ -140,17 +135,8 @@ fn signed(name: &str, preset: &Preset) -> Option<(Source, Draft)> {
         headers
             .insert(name.parse::<HeaderName>().expect("a name"), HeaderValue::from_str(&fill(value)).expect("a value"));
     }
-    let mut draft = Draft {
-        method: Method::POST,
-        path: "/in".to_owned(),
-        query: None,
-        headers,
-        body: Bytes::from(fill(preset.sample.as_deref().unwrap_or("{}"))),
-        now: now(),
-        id: "one".to_owned(),
-        secret: None,
-        signing_key: pair.as_ref().map(Pair::signing_key),
-    };
+    let signing_key = pair.as_ref().map(Pair::signing_key);
+    let mut draft = Draft { headers, signing_key, ..draft(fill(preset.sample.as_deref().unwrap_or("{}"))) };
     match source.sign(&mut draft) {
         Ok(()) => Some((source, draft)),
         Err(message) if name == "aws-sns" => {
@@ -159,19 +145,6 @@ fn signed(name: &str, preset: &Preset) -> Option<(Source, Draft)> {
         }
         Err(message) => panic!("{name}: {message}"),
     }
-}
-
-fn request(draft: &Draft) -> Unverified {
-    Unverified::new(Request {
-        method: draft.method.clone(),
-        path: draft.path.clone(),
-        query: draft.query.clone(),
-        headers: draft.headers.clone(),
-        body: draft.body.clone(),
-        received_at: draft.now,
-        peer: Peer::default(),
-        admitted: Admission::new(1, 0).begin().try_enter().expect("room for one"),
-    })
 }
 
 fn failure(source: &Source, draft: &Draft) -> Option<AuthFailure> {
@@ -287,18 +260,7 @@ fn a_request_grows_old_where_its_time_is_signed() {
 fn an_unsigned_body_is_refused_wherever_signatures_are_asked_for() {
     for name in PRESETS.keys() {
         let (source, _) = source(name);
-        let empty = Draft {
-            method: Method::POST,
-            path: "/in".to_owned(),
-            query: None,
-            headers: HeaderMap::new(),
-            body: Bytes::from_static(b"{}"),
-            now: now(),
-            id: String::new(),
-            secret: None,
-            signing_key: None,
-        };
-        assert!(failure(&source, &empty).is_some(), "{name}");
+        assert!(failure(&source, &draft("{}")).is_some(), "{name}");
     }
 }
 
@@ -306,15 +268,9 @@ fn an_unsigned_body_is_refused_wherever_signatures_are_asked_for() {
 fn twilio_signs_every_field_and_the_hash_of_every_other_body() {
     let (source, _) = source("twilio");
     let draft = |content_type, body: &'static [u8]| Draft {
-        method: Method::POST,
-        path: "/in".to_owned(),
         query: Some("a=1".to_owned()),
         headers: HeaderMap::from_iter([(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type))]),
-        body: Bytes::from_static(body),
-        now: now(),
-        id: String::new(),
-        secret: None,
-        signing_key: None,
+        ..draft(body)
     };
     for (content_type, body) in
         [("application/x-www-form-urlencoded", &b"B=2&A=1"[..]), ("application/json", b"{\"a\":1}")]
@@ -357,10 +313,7 @@ proptest! {
                     headers.append(header, value);
                 }
             }
-            let draft = Draft {
-                method: Method::POST, path: "/in".to_owned(), query: query.clone(), headers, body: body.clone().into(), now: now(),
-                id: String::new(), secret: None, signing_key: None,
-            };
+            let draft = Draft { query: query.clone(), headers, ..draft(body.clone()) };
             let _answer = (source.answer_unverified(&request(&draft)), source.verifier().wanted(&request(&draft)));
             let token_scheme = preset.verify.iter().all(|scheme| format!("{scheme:?}").contains("Query"));
             prop_assert!(failure(&source, &draft).is_some() || token_scheme, "{name} accepted a random request");
@@ -396,35 +349,15 @@ fn an_entry_with_its_own_header_takes_nothing_from_the_preset() {
     let source = compile(json!({ "path": "/in", "preset": "stripe", "verify": [own] }));
     let headers =
         HeaderMap::from_iter([("x-old".parse().expect("a name"), HeaderValue::try_from(hmac("{}")).expect("a value"))]);
-    let draft = Draft {
-        method: Method::POST,
-        path: "/in".to_owned(),
-        query: None,
-        headers,
-        body: Bytes::from_static(b"{}"),
-        now: now(),
-        id: String::new(),
-        secret: None,
-        signing_key: None,
-    };
-    assert_eq!(failure(&source, &draft), None);
+    assert_eq!(failure(&source, &Draft { headers, ..draft("{}") }), None);
 }
 
 #[test]
 fn both_pings_of_discord_are_answered_and_its_events_are_not() {
     let (source, pair) = source("discord");
     let answer = |body: &str| {
-        let mut draft = Draft {
-            method: Method::POST,
-            path: "/in".to_owned(),
-            query: None,
-            headers: HeaderMap::new(),
-            body: Bytes::from(body.to_owned()),
-            now: now(),
-            id: String::new(),
-            secret: None,
-            signing_key: pair.as_ref().map(Pair::signing_key),
-        };
+        let signing_key = pair.as_ref().map(Pair::signing_key);
+        let mut draft = Draft { signing_key, ..draft(body.to_owned()) };
         source.sign(&mut draft).expect("the key is there");
         let verified = source.verify(request(&draft)).expect("it is signed");
         source.answer(&verified).map(|reply| (reply.status(), reply.body().to_owned()))

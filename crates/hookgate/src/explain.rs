@@ -10,16 +10,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use hookgate_core::{
-    auth::Fetch,
     explain::{self, Record, Verdict},
     limits::Deadline,
     route::Router,
     source::Source,
 };
-use hookgate_http::{Fetcher, capture};
+use hookgate_http::{Fetcher, OutboundConfig, capture};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -81,15 +80,15 @@ fn parameter(text: &str) -> Result<(String, Value), String> {
 /// `json`, else a few lines for people.
 pub(crate) fn explain(arguments: &Explain, config: Option<&Config>, json: bool) -> Result<(), Failure> {
     let json = json || !io::stdout().is_terminal();
-    let judge = match config {
-        None => Judge::ByRecord,
+    let (judge, fetcher) = match config {
+        None => (Judge::ByRecord, Fetcher::new(&OutboundConfig::default()).expect("the defaults are good")),
         Some(config) => {
-            let Parts { sources, router, .. } = assemble::prepare(config)?;
+            let Parts { sources, router, fetcher, .. } = assemble::prepare(config)?;
             let by_path = sources.into_iter().map(|source| (source.path().to_owned(), source)).collect();
-            Judge::ByConfig { by_path, router: Box::new(router) }
+            (Judge::ByConfig { by_path, router: Box::new(router) }, fetcher)
         }
     };
-    let keys = Keys::new(arguments.fetch.then(|| config.map(|config| config.outbound.clone()).unwrap_or_default()))?;
+    let keys = Keys::new(arguments.fetch.then_some(fetcher))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     for name in &arguments.requests {
         let each = |record: Result<Record, (Value, String)>| {
@@ -151,14 +150,13 @@ impl Judge {
 }
 
 /// Gets the documents that verification needs, if it may.
-struct Keys(Option<(tokio::runtime::Runtime, Arc<dyn Fetch>)>);
+struct Keys(Option<(tokio::runtime::Runtime, Fetcher)>);
 
 impl Keys {
-    fn new(outbound: Option<hookgate_http::OutboundConfig>) -> anyhow::Result<Self> {
-        let Some(outbound) = outbound else { return Ok(Self(None)) };
+    fn new(fetcher: Option<Fetcher>) -> io::Result<Self> {
+        let Some(fetcher) = fetcher else { return Ok(Self(None)) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let fetcher = Fetcher::new(&outbound).map_err(|problems| anyhow!("{}", first(&problems)))?;
-        Ok(Self(Some((runtime, Arc::new(fetcher)))))
+        Ok(Self(Some((runtime, fetcher))))
     }
 
     fn judge(&self, source: &Source, router: Option<&Router>, record: &Record, now: SystemTime) -> Verdict {
@@ -169,7 +167,7 @@ impl Keys {
         if let Some((runtime, fetch)) = &self.0 {
             for wanted in source.verifier().wanted(&request) {
                 let (url, deadline) = (wanted.url().to_owned(), Deadline::after(Duration::from_secs(10)));
-                let fetched = runtime.block_on(deadline.bound(wanted.fetch(&**fetch)));
+                let fetched = runtime.block_on(deadline.bound(wanted.fetch(fetch)));
                 if let Some(Err(problem)) = fetched.unwrap_or_else(|_| Some(Err("no answer in time".to_owned()))) {
                     eprintln!("hookgate: fetch {url}: {problem}");
                 }
@@ -177,10 +175,6 @@ impl Keys {
         }
         explain::judge(source, router, request)
     }
-}
-
-fn first(problems: &[hookgate_core::config::Problem]) -> String {
-    problems.first().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Reads the requests in the file or stream called `name`, and calls `each` with every one.

@@ -77,7 +77,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Makes the event and sends it. The exit code says whether it was accepted.
 pub(crate) fn send(arguments: &Send, config: &Config, json: bool) -> Result<ExitCode, Failure> {
-    let Parts { sources, .. } = assemble::prepare(config)?;
+    let Parts { sources, fetcher, .. } = assemble::prepare(config)?;
     let known: Vec<&str> = sources.iter().map(|source| source.id().name()).collect();
     let source = sources.iter().find(|source| source.id().name() == arguments.source);
     let source = source.ok_or_else(|| anyhow!("{}", unknown("source", &arguments.source, &known)))?;
@@ -89,7 +89,7 @@ pub(crate) fn send(arguments: &Send, config: &Config, json: bool) -> Result<Exit
         return Ok(ExitCode::SUCCESS);
     }
     let base = arguments.url.clone().unwrap_or_else(|| own_url(config));
-    Ok(post(&base, draft, config, json)?)
+    Ok(post(&base, draft, &fetcher.with_timeout(ANSWER_LIMIT), json)?)
 }
 
 fn draft(arguments: &Send, path: &str, preset: Option<&Preset>) -> anyhow::Result<Draft> {
@@ -195,16 +195,13 @@ fn raw(draft: &Draft) -> Vec<u8> {
     raw
 }
 
-fn post(base: &str, draft: Draft, config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+fn post(base: &str, draft: Draft, fetcher: &Fetcher, json: bool) -> anyhow::Result<ExitCode> {
     let url = format!("{}{}", base.trim_end_matches('/'), target(&draft));
     let mut request = http::Request::builder().method(draft.method).uri(&url).body(draft.body);
     if let Ok(request) = &mut request {
         *request.headers_mut() = draft.headers;
     }
     let request = request.with_context(|| format!("{base:?} is no URL; write \"http://127.0.0.1:8080\""))?;
-    let outbound = hookgate_http::OutboundConfig { timeout: ANSWER_LIMIT, ..config.outbound.clone() };
-    let fetcher = Fetcher::new(&outbound)
-        .map_err(|problems| anyhow!("{}", problems.first().map(ToString::to_string).unwrap_or_default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let begun = Instant::now();
     // The query may hold a token.

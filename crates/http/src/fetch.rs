@@ -35,20 +35,20 @@ use crate::{OutboundConfig, pem};
 #[derive(Clone)]
 pub struct Fetcher {
     shared: Arc<Shared>,
+    timeout: Duration,
 }
 
 struct Shared {
     proxy: Option<Authority>,
     /// Trusted beside the system's.
     roots: RootCertStore,
-    timeout: Duration,
     /// Made at the first use: most configs never reach out, and reading the system's authorities takes a while.
     tls: OnceCell<Arc<ClientConfig>>,
 }
 
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shared { proxy, timeout, .. } = &*self.shared;
+        let (proxy, timeout) = (&self.shared.proxy, &self.timeout);
         f.debug_struct("Fetcher").field("proxy", proxy).field("timeout", timeout).finish_non_exhaustive()
     }
 }
@@ -69,11 +69,17 @@ impl Fetcher {
         }
         match (proxy, roots) {
             (Ok(proxy), Ok(roots)) if problems.is_empty() => {
-                let shared = Shared { proxy, roots, timeout: config.timeout, tls: OnceCell::new() };
-                Ok(Self { shared: Arc::new(shared) })
+                let shared = Shared { proxy, roots, tls: OnceCell::new() };
+                Ok(Self { shared: Arc::new(shared), timeout: config.timeout })
             }
             _ => Err(problems),
         }
+    }
+
+    /// The same client, which waits so long for an answer.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// Sends `request` to its absolute URL, over http or https, and reads the answer to its end, whatever its status. The
@@ -86,7 +92,7 @@ impl Fetcher {
     /// # Cancel safety
     /// Dropping the future closes the connection. The request may have been sent.
     pub async fn send(&self, request: Request<Bytes>, bytes_max: usize) -> Result<Response<Bytes>, String> {
-        let limit = self.shared.timeout;
+        let limit = self.timeout;
         match timeout(limit, self.shared.exchange(request, bytes_max)).await {
             Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {limit:?}")),
@@ -170,10 +176,15 @@ impl Target {
         request.headers_mut().insert(header::HOST, name);
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = without_brackets(authority).to_owned();
         let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
         Ok(Self { https, host, port })
     }
+}
+
+/// The host as a connection is made to it: a name or an address.
+fn without_brackets(authority: &Authority) -> &str {
+    authority.host().trim_start_matches('[').trim_end_matches(']')
 }
 
 /// The host and port in `url`. What is wrong with it is said without quoting it: it may hold a password.
@@ -226,8 +237,7 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 
 /// A connection to `target` through `proxy`. Source: RFC 9110, section 9.3.6.
 async fn tunnel(proxy: &Authority, target: &Target) -> Result<TokioIo<Upgraded>, String> {
-    let proxy_host = proxy.host().trim_start_matches('[').trim_end_matches(']');
-    let stream = connect(proxy_host, proxy.port_u16().unwrap_or(80)).await;
+    let stream = connect(without_brackets(proxy), proxy.port_u16().unwrap_or(80)).await;
     let stream = stream.map_err(|problem| format!("the proxy is out of reach: {problem}"))?;
     let Target { host, port, .. } = target;
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };

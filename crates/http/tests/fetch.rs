@@ -14,13 +14,11 @@ use std::{
 use bytes::Bytes;
 use hookgate_core::auth::Fetch;
 use hookgate_http::{Fetcher, OutboundConfig};
-use hookgate_testkit::process::{free_port, wait_until};
-use http::{Method, Request};
-use rcgen::{CertificateParams, KeyPair};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+use hookgate_testkit::{
+    process::{free_port, wait_until},
+    tls,
 };
+use http::{Method, Request};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -72,18 +70,9 @@ impl Web {
         Self::serve("localhost", answer, false).await
     }
 
-    async fn serve(name: &str, answer: Answer, tls: bool) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let cert = CertificateParams::new(vec![name.to_owned()]).expect("a name").self_signed(&key).expect("signed");
-        let chain = vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).expect("a certificate")];
-        let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has them")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("they fit");
-        let acceptor = tls.then(|| TlsAcceptor::from(Arc::new(config)));
+    async fn serve(name: &str, answer: Answer, encrypted: bool) -> Self {
+        let (config, cert) = tls::server(&[name]);
+        let acceptor = encrypted.then(|| TlsAcceptor::from(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (told, asked) = mpsc::unbounded_channel();
@@ -110,7 +99,7 @@ impl Web {
             }
         });
         let dir = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(dir.path().join("ca.pem"), cert.pem()).expect("writable");
+        std::fs::write(dir.path().join("ca.pem"), cert).expect("writable");
         Self { address, dir, asked, open }
     }
 

@@ -10,11 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use hookgate_core::{
-    auth::{Authenticated, Offline, Peer, Request, Unverified},
+    auth::{Authenticated, Draft, Offline, Unverified},
     config::ByteLimit,
     dedup::{DedupConfig, Memory},
     event::{Event, SinkId, SourceId},
-    limits::Admission,
     message::Message,
     observe::Observer,
     pipeline::Pipeline,
@@ -24,11 +23,11 @@ use hookgate_core::{
     sink::{Addressing, Sink, Target},
     source::Source,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
-use crate::fake_sink::FakeSink;
+use crate::{fake_sink::FakeSink, sender};
 
 /// The bearer token of every source here; no output of the relay may hold it.
 pub const TOKEN: &str = "testkit-token-never-printed";
@@ -154,16 +153,11 @@ impl TestEvent {
 
     /// The request that its sender sends.
     pub fn request(&self) -> Unverified {
-        let admitted = Admission::new(1, 0).begin().try_enter().expect("room for one");
-        Unverified::new(Request {
-            method: Method::POST,
+        sender::request(&Draft {
             path: PATH.to_owned(),
-            query: None,
             headers: HeaderMap::from_iter(self.headers.iter().cloned()),
-            body: self.body.clone(),
-            received_at: self.received_at,
-            peer: Peer::default(),
-            admitted,
+            now: self.received_at,
+            ..sender::draft(self.body.clone())
         })
     }
 

@@ -6,6 +6,7 @@
 //! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses and cuts.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
+//! - [`sender`]: requests of any source, signed by the source itself; [`tls`]: a TLS server that vouches for itself.
 //! - [`event`]: events, messages and pipelines, made through core's own doors.
 //! - [`fake_sink`]: a sink in memory that does as it is told; [`recorder`]: an observer that keeps what happens.
 //! - [`conformance`]: what every sink must do, run against its real broker.
@@ -23,3 +24,5 @@ pub mod openclaw;
 pub mod process;
 pub mod proxy;
 pub mod recorder;
+pub mod sender;
+pub mod tls;

@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 
 use super::{
     AuthFailure, KeyForm, Request, SchemeProblems, headers,
-    jwt::compact::Compact,
+    jwt::compact::{self, Compact},
     secrets,
     sign::Draft,
     signature::{Hash, hmac, resolve_all},
@@ -113,8 +113,7 @@ impl Atlassian {
         let now = super::since_1970(draft.now).as_secs();
         let hash = self.query_string_hash(draft.method.as_str(), &draft.path, draft.query.as_deref());
         let claims = json!({ "iss": "hookgate-send", "iat": now, "exp": now + 180, "qsh": hash });
-        let part = |value: &serde_json::Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "HS256" })), part(&claims));
+        let signed = compact::signed_part(&json!({ "typ": "JWT", "alg": "HS256" }), &claims);
         let signature = BASE64URL_NOPAD.encode(&hmac(Hash::Sha256, secret.expose(), &[signed.as_bytes()]));
         draft.set_header(&AUTHORIZATION, &format!("JWT {signed}.{signature}"))
     }

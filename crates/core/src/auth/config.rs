@@ -9,7 +9,7 @@ use super::{
     jwt::{Jwt, JwtConfig},
     mailgun::{Mailgun, MailgunConfig},
     peer::{Address, AddressConfig, Certificate, CertificateConfig},
-    signature::{AlgorithmName, Signature, SignatureConfig, resolve_all},
+    signature::{AlgorithmName, SignatureConfig, resolve_all},
     sns::{Sns, SnsConfig},
     token::{Place, check_pair},
     twilio::{Twilio, TwilioConfig},
@@ -198,7 +198,7 @@ fn signature(
     resolve: &mut ResolveSecret<'_>,
     problems: &mut SchemeProblems<'_>,
 ) -> Option<Scheme> {
-    let signature = Signature::compile(algorithm, config, context, resolve, problems)?;
+    let signature = config.compile(algorithm, context, resolve, problems)?;
     Some(Scheme::Signature(name, Box::new(signature)))
 }
 

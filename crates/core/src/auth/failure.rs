@@ -2,30 +2,18 @@
 
 use std::fmt;
 
+use crate::observe::labels;
+
 macro_rules! failures {
     ($($(#[$doc:meta])* $variant:ident => $label:literal, $sentence:literal;)+) => {
-        /// Why a request was not verified. For the operator: every sender gets the same answer.
-        ///
-        /// Ordered by how far verification came, so that of several alternatives the most telling reason is reported.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum AuthFailure {
-            $($(#[$doc])* $variant,)+
-        }
-
-        impl AuthFailure {
-            /// Every one, in the order of the declaration.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// The metric label, also told by `hookgate explain`; stable.
-            pub const fn label(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $label,)+
-                }
-            }
-
-            /// Its place in [`Self::ALL`].
-            pub const fn index(self) -> usize {
-                self as usize
+        labels! {
+            /// Why a request was not verified. For the operator: every sender gets the same answer. Its labels are also told by
+            /// `hookgate explain`, and stable.
+            ///
+            /// Ordered by how far verification came, so that of several alternatives the most telling reason is reported.
+            #[derive(PartialOrd, Ord)]
+            AuthFailure {
+                $($(#[$doc])* $variant => $label,)+
             }
         }
 

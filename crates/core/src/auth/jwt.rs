@@ -214,8 +214,7 @@ impl Jwt {
         if let Some(kid) = self.keys.current().ok().and_then(|keys| keys.first_kid()) {
             header["kid"] = kid.into();
         }
-        let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let signed = format!("{}.{}", part(&header), part(&claims));
+        let signed = compact::signed_part(&header, &claims);
         let key = draft.signing_key()?;
         let signature = match algorithm {
             JwtAlgorithm::RS256 => key.rsa_sha256(signed.as_bytes())?,

@@ -327,23 +327,15 @@ impl Verifier {
     /// # Errors
     /// Why no alternative held: the reason of the one that came furthest.
     pub fn verify(&self, unverified: Unverified) -> Result<Authenticated<Request>, AuthFailure> {
-        self.attempt(unverified).map_err(|(_, failure)| failure)
+        self.attempt(unverified).map_err(|refusal| refusal.failure)
     }
 
     /// Like [`Self::verify`], and gives back a request that is not proved, since it may be once something is fetched.
-    pub(crate) fn attempt(
-        &self,
-        unverified: Unverified,
-    ) -> Result<Authenticated<Request>, (Box<Unverified>, AuthFailure)> {
+    pub(crate) fn attempt(&self, unverified: Unverified) -> Result<Authenticated<Request>, Box<Refusal>> {
         match self.examine(&unverified.request) {
             Ok(proof) => Ok(Authenticated { value: unverified.request, proof }),
-            Err((_, failure)) => Err((Box::new(unverified), failure)),
+            Err((scheme, failure)) => Err(Box::new(Refusal { unverified, scheme, failure })),
         }
-    }
-
-    /// The scheme that failed furthest on the way of `unverified`, and why, or `None` where it would be let in.
-    pub fn refusal(&self, unverified: &Unverified) -> Option<(&'static str, AuthFailure)> {
-        self.examine(&unverified.request).err()
     }
 
     fn examine(&self, request: &Request) -> Result<Proof, (&'static str, AuthFailure)> {
@@ -463,6 +455,16 @@ impl Verifier {
     fn schemes(&self) -> impl Iterator<Item = &Scheme> {
         self.alternatives.iter().flatten()
     }
+}
+
+/// A request that is not proved.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) unverified: Unverified,
+    /// The scheme that came furthest.
+    pub(crate) scheme: &'static str,
+    /// Why it did not hold.
+    pub(crate) failure: AuthFailure,
 }
 
 /// All of `schemes` hold for `request`, or which does not.

@@ -50,6 +50,14 @@ impl Draft {
         Ok(())
     }
 
+    /// Puts `pair` at the end of the query.
+    pub(super) fn append_to_query(&mut self, pair: &str) {
+        self.query = Some(match self.query.take() {
+            Some(query) => format!("{query}&{pair}"),
+            None => pair.to_owned(),
+        });
+    }
+
     /// The secret to sign with: the one that is wanted where it is among `slots`, else the first that is live.
     pub(super) fn live(&self, slots: &[Arc<SecretSlot>]) -> Result<Arc<Secret>, String> {
         let wanted = |slot: &&Arc<SecretSlot>| self.secret.as_deref() == Some(&**slot.name());

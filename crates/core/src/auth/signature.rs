@@ -26,7 +26,7 @@ pub(super) use self::{
     config::AlgorithmName,
     timestamp::{check_age, parse_digits},
 };
-use super::{AuthFailure, Context, KeyForm, Request, SchemeProblems, headers, secrets, sign::Draft, url::Url};
+use super::{AuthFailure, KeyForm, Request, SchemeProblems, headers, secrets, sign::Draft, url::Url};
 use crate::{
     config::Problem,
     secret::{ResolveSecret, Secret, SecretSlot},
@@ -91,17 +91,6 @@ pub(super) struct Signature {
 }
 
 impl Signature {
-    /// Checks `config`, in which the preset's parameters are filled in already.
-    pub(super) fn compile(
-        name: AlgorithmName,
-        config: &SignatureConfig,
-        context: &Context,
-        resolve: &mut ResolveSecret<'_>,
-        problems: &mut SchemeProblems<'_>,
-    ) -> Option<Self> {
-        config.compile(name, context, resolve, problems)
-    }
-
     /// Its secrets.
     pub(super) fn secrets(&self) -> &[Arc<SecretSlot>] {
         &self.secrets

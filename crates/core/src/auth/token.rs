@@ -50,8 +50,7 @@ impl Place {
             Self::Header(name) => (name, token.to_owned()),
             Self::Query(param) => {
                 let escaped = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-                let pair = format!("{}={}", escaped(param), escaped(token));
-                draft.query = Some(draft.query.take().map_or(pair.clone(), |query| format!("{query}&{pair}")));
+                draft.append_to_query(&format!("{}={}", escaped(param), escaped(token)));
                 return Ok(());
             }
         };

@@ -97,14 +97,10 @@ impl Twilio {
     pub(super) fn sign(&self, draft: &mut Draft) -> Result<(), String> {
         let secret = draft.live(&self.secrets)?;
         if !is_form(&draft.headers) {
-            let parameter = format!("{BODY_HASH}={}", HEXLOWER.encode(&Sha256::digest(&draft.body)));
-            draft.query = Some(match draft.query.take() {
-                Some(query) => format!("{query}&{parameter}"),
-                None => parameter,
-            });
+            draft.append_to_query(&format!("{BODY_HASH}={}", HEXLOWER.encode(&Sha256::digest(&draft.body))));
         }
         let url = self.url.of(&draft.path, draft.query.as_deref());
-        let fields = if is_form(&draft.headers) { form_fields(&draft.headers, &draft.body) } else { String::new() };
+        let fields = form_fields(&draft.headers, &draft.body);
         let signature = BASE64.encode(&hmac(Hash::Sha1, secret.expose(), &[url.as_bytes(), fields.as_bytes()]));
         draft.set_header(&SIGNATURE, &signature)
     }

@@ -15,6 +15,12 @@ pub(in super::super) struct Compact<'a> {
     pub(in super::super) signature: Vec<u8>,
 }
 
+/// What the signature of a token with this header and these claims covers.
+pub(in super::super) fn signed_part(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    format!("{}.{}", part(header), part(claims))
+}
+
 /// What is read of a token's header.
 #[derive(Debug, Deserialize)]
 pub(in super::super) struct Header {

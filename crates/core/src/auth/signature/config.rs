@@ -203,7 +203,8 @@ impl SignatureConfig {
         fill!(header hash encoding key prefix list trim signed timestamp unit tolerance future id url unescape_url);
     }
 
-    pub(super) fn compile(
+    /// Checks it, with the preset's parameters filled in already.
+    pub(in super::super) fn compile(
         &self,
         name: AlgorithmName,
         context: &Context,
