@@ -82,6 +82,11 @@ impl EventId {
         Self(format!("unique={:016x}{:016x}", fastrand::u64(..), fastrand::u64(..)))
     }
 
+    /// This id, for that one of its events whose body is `body`.
+    fn with_body(&self, body: &[u8]) -> Self {
+        Self::from_text(format!("{self}&{}", Self::of_body(body)))
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -124,8 +129,39 @@ impl fmt::Debug for EventKey {
     }
 }
 
+/// What tells two bodies apart: the first 8 bytes of the SHA-256.
+///
+/// Kept with every id that is remembered, so that an id that is used for two events is noticed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint([u8; 8]);
+
+impl Fingerprint {
+    /// The fingerprint of `body`.
+    pub fn of(body: &[u8]) -> Self {
+        let mut first = [0; 8];
+        first.copy_from_slice(&Sha256::digest(body)[..8]);
+        Self(first)
+    }
+
+    /// The fingerprint that [`Self::to_bytes`] gave.
+    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes, to be stored.
+    pub fn to_bytes(self) -> [u8; 8] {
+        self.0
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
 /// One webhook, read but not changed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Event {
     /// Who sent it.
     pub source: SourceId,
@@ -135,6 +171,10 @@ pub struct Event {
     pub id_candidate: usize,
     /// Source and id as one fixed-size key.
     pub key: EventKey,
+    /// Whether a repeat of it can be told by its id; not with `event_id = ["unique"]`.
+    pub repeatable: bool,
+    /// What tells its body from another's.
+    pub fingerprint: Fingerprint,
     /// What happened, like `openclaw.run.finished`.
     pub event_type: Arc<str>,
     /// Values that routes and consumers want without parsing the body, in the config's order.
@@ -156,6 +196,12 @@ pub struct Event {
 }
 
 impl Event {
+    /// The same event under an id that says which body it has: for one of several that their sender calls the same.
+    pub(crate) fn told_apart(&self) -> Self {
+        let id = self.id.with_body(&self.body);
+        Self { key: EventKey::new(&self.source, &id), id, ..self.clone() }
+    }
+
     /// The value of the attribute `name`.
     pub fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.as_str())
@@ -197,6 +243,15 @@ mod tests {
         let days = |count: u64| Duration::from_secs(count * 24 * 60 * 60);
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - days(1)), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + days(4_000_000)), "9999-12-31T23:59:59.000Z");
+    }
+
+    #[test]
+    fn an_id_told_apart_by_its_body_is_another_and_stays_within_bounds() {
+        let id = EventId::from_text("a".repeat(EventId::LEN_MAX));
+        let (one, other) = (id.with_body(b"1"), id.with_body(b"2"));
+        assert!(one != other && one != id && one == id.with_body(b"1"));
+        assert!(one.as_str().len() <= EventId::LEN_MAX);
+        assert!(EventId::from_text("a=1".to_owned()).with_body(b"1").as_str().starts_with("a=1&body-sha256="));
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub enum Refused {
     /// Its twin is being published and did not finish in time.
     #[error("the same event is being published")]
     InProgress,
+    /// Nobody knows whether it was accepted before, and its source wants to know.
+    #[error("the shared dedup store does not answer")]
+    DedupUnavailable,
     /// A required destination did not take it. It is not remembered, so a repeat is tried anew.
     #[error("not handed off: {0:?}")]
     NotHandedOff(Miss),

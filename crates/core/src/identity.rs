@@ -219,6 +219,33 @@ enum Candidate {
     Unique,
 }
 
+/// What becomes of an event that has none of the ids that its source names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub enum MissingId {
+    /// Its id is the SHA-256 of its body, so that an exact repeat is one. The default.
+    #[serde(rename = "body-sha256")]
+    BodySha256,
+    /// It is never taken for a repeat, nor a repeat for it.
+    #[serde(rename = "unique")]
+    Unique,
+    /// It is refused with 400.
+    #[serde(rename = "refuse")]
+    Refuse,
+}
+
+impl MissingId {
+    /// `candidates` with this at their end: what is always there stands last, and nothing after it is ever looked at.
+    pub(crate) fn end(self, candidates: &[IdCandidate]) -> Vec<IdCandidate> {
+        let named = candidates.iter().take_while(|candidate| matches!(candidate, IdCandidate::Fields(_)));
+        let last = match self {
+            Self::BodySha256 => Some(IdCandidate::BodySha256),
+            Self::Unique => Some(IdCandidate::Unique),
+            Self::Refuse => None,
+        };
+        named.cloned().chain(last).collect()
+    }
+}
+
 #[derive(Debug)]
 enum Type {
     From(Field),
@@ -232,6 +259,7 @@ const TYPE_LEN_MAX: usize = 128;
 pub(crate) struct Identified {
     pub(crate) id: EventId,
     pub(crate) id_candidate: usize,
+    pub(crate) repeatable: bool,
     pub(crate) event_type: Arc<str>,
     pub(crate) attributes: Vec<(Arc<str>, String)>,
 }
@@ -308,6 +336,7 @@ impl Identity {
         Ok(Identified {
             id,
             id_candidate,
+            repeatable: !matches!(self.id[id_candidate], Candidate::Unique),
             event_type: self.event_type(&request),
             attributes: self.attributes(&request),
         })

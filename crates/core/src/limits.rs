@@ -113,7 +113,7 @@ impl Reservation {
     ///
     /// Only now, with the body complete, does it count: slow senders cannot use up the places of the others.
     pub fn try_enter(self) -> Option<Admitted> {
-        self.admission.requests.try_take(1).then(|| Admitted { reservation: self })
+        self.admission.requests.try_take(1).then(|| Admitted(Arc::new(Entered { reservation: self })))
     }
 }
 
@@ -123,13 +123,16 @@ impl Drop for Reservation {
     }
 }
 
-/// One request in flight with the bytes it holds; dropping it gives both back.
+/// One request in flight with the bytes it holds; dropping the last clone gives both back.
+#[derive(Debug, Clone)]
+pub struct Admitted(#[expect(dead_code, reason = "it is kept to be dropped")] Arc<Entered>);
+
 #[derive(Debug)]
-pub struct Admitted {
+struct Entered {
     reservation: Reservation,
 }
 
-impl Drop for Admitted {
+impl Drop for Entered {
     fn drop(&mut self) {
         self.reservation.admission.requests.give_back(1);
     }

@@ -6,6 +6,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     auth::{AuthFailure, Proof},
+    dedup::StoreError,
     event::{Event, SinkId, SourceId},
     sink::{PublishError, PublishErrorKind, PublishReason},
 };
@@ -112,6 +113,32 @@ pub enum Observation<'a> {
     DedupChecked {
         /// What it knew.
         result: DedupResult,
+    },
+    /// The dedup store that replicas share was asked, or told, something.
+    DedupOperated {
+        /// What.
+        operation: DedupOperation,
+        /// How long it took.
+        elapsed: Duration,
+        /// Why it came to nothing, if so.
+        error: Option<&'a StoreError>,
+    },
+    /// The dedup store can be used.
+    DedupStoreUp,
+    /// The dedup store cannot be used.
+    DedupStoreDown {
+        /// Why, for the operator.
+        cause: &'a (dyn fmt::Display + Sync),
+    },
+    /// The dedup store is set up in a way that an operator should know of.
+    DedupStoreNotice {
+        /// What, as a sentence.
+        message: &'a str,
+    },
+    /// An event came under an id that was accepted with another body.
+    PayloadMismatch {
+        /// The event.
+        event: &'a Event,
     },
     /// A sink was given a message.
     PublishStarted {
@@ -237,6 +264,8 @@ labels! {
         Malformed => "malformed",
         /// Its twin did not finish in time.
         InProgress => "in_progress",
+        /// The shared dedup store does not answer, and the config says to refuse it then.
+        DedupUnavailable => "dedup_unavailable",
         /// A destination will never take it.
         Rejected => "rejected",
         /// A destination cannot take it now.
@@ -259,6 +288,22 @@ labels! {
         InProgress => "in_progress",
         /// Its twin was in flight and failed; this one takes over.
         Takeover => "takeover",
+        /// The shared store did not answer, so it was published without it.
+        Bypassed => "bypassed",
+        /// The shared store did not answer, so it was refused.
+        Error => "error",
+    }
+}
+
+labels! {
+    /// What the shared dedup store is asked or told.
+    DedupOperation {
+        /// To give us an event, if nobody has it.
+        Claim => "claim",
+        /// That an event was accepted.
+        Commit => "commit",
+        /// That an event was not.
+        Release => "release",
     }
 }
 

@@ -9,13 +9,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     auth::{Authenticated, Fetch, Request, SnsRequest, Unverified, Wanted},
-    dedup::{Claim, Claimed, Memory},
+    dedup::{Dedup, OnMismatch},
     event::{Event, SourceId},
     handoff::{Accepted, AcceptedAs, Answered, Handoff, Miss, Refused},
     handshake::HandshakeReply,
     limits::Deadline,
     message::Message,
-    observe::{DedupResult, Observation, Observer, Outcome},
+    observe::{Observation, Observer, Outcome},
     publisher::Publisher,
     route::{Plan, Routed, Router},
     sink::{PublishErrorKind, Receipt},
@@ -27,7 +27,7 @@ pub struct Pipeline {
     /// Which events go where.
     pub router: Router,
     /// What was accepted before.
-    pub memory: Arc<Memory>,
+    pub dedup: Dedup,
     /// Each sink with its layers, at the index of its [`crate::event::SinkId`].
     pub publishers: Vec<Arc<Publisher>>,
     /// Gets the documents that verification needs, and confirms subscriptions.
@@ -79,12 +79,32 @@ impl Pipeline {
             Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))).map(Answered::Accepted),
         };
         ending.event = Some(Arc::clone(&event));
-        let outcome = match self.router.plan(&event) {
-            Routed::To(plan) => self.deliver(&event, &plan, deadline).await,
-            Routed::Drop(dropped) => Ok(dropped.accept(&event)),
-            Routed::Reject => Err(Refused::Unrouted),
-        };
+        let mut outcome = self.take_on(source, &event, deadline).await;
+        if let Ok(Taken::OtherBody) = outcome {
+            // Under its new id it is routed anew: a plan is for one id.
+            let event = Arc::new(event.map_ref(Event::told_apart));
+            ending.event = Some(Arc::clone(&event));
+            outcome = self.take_on(source, &event, deadline).await;
+        }
+        let outcome = outcome.map(|taken| match taken {
+            Taken::Accepted(accepted) => accepted,
+            Taken::OtherBody => unreachable!("the body is part of the id by now"),
+        });
         ending.of(outcome).map(Answered::Accepted)
+    }
+
+    /// Routes an event and delivers it.
+    async fn take_on(
+        &self,
+        source: &Source,
+        event: &Arc<Authenticated<Event>>,
+        deadline: Deadline,
+    ) -> Result<Taken, Refused> {
+        match self.router.plan(event) {
+            Routed::To(plan) => self.deliver(source, event, &plan, deadline).await,
+            Routed::Drop(dropped) => Ok(Taken::Accepted(dropped.accept(event))),
+            Routed::Reject => Err(Refused::Unrouted),
+        }
     }
 
     /// Proves who sent `request`, with what has to be fetched for that.
@@ -149,43 +169,26 @@ impl Pipeline {
 
     async fn deliver(
         &self,
+        source: &Source,
         event: &Arc<Authenticated<Event>>,
         plan: &Plan,
         deadline: Deadline,
-    ) -> Result<Accepted, Refused> {
-        let claimed = match self.claim(event, deadline).await? {
+    ) -> Result<Taken, Refused> {
+        let policy = source.dedup();
+        let claimed = match self.dedup.claim(event, policy, deadline).await? {
             Ok(claimed) => claimed,
-            Err(duplicate) => return Ok(duplicate),
+            Err(duplicate) => {
+                if !duplicate.has_same_body() {
+                    self.observer.observe(&Observation::PayloadMismatch { event });
+                    if policy.on_mismatch == OnMismatch::NewEvent {
+                        return Ok(Taken::OtherBody);
+                    }
+                }
+                return Ok(Taken::Accepted(duplicate.accept()));
+            }
         };
         let handoff = self.hand_off(event, plan, deadline).await?;
-        Ok(claimed.settle(&handoff))
-    }
-
-    /// Claims the event; a twin in flight is waited for, and its claim taken over if it fails.
-    async fn claim(
-        &self,
-        event: &Authenticated<Event>,
-        deadline: Deadline,
-    ) -> Result<Result<Claimed, Accepted>, Refused> {
-        let mut if_fresh = DedupResult::New;
-        loop {
-            let (result, claim) = match self.memory.claim(event) {
-                Claim::Fresh(claimed) => (if_fresh, Ok(claimed)),
-                Claim::Duplicate(duplicate) => (DedupResult::Duplicate, Err(duplicate.accept())),
-                Claim::InFlight(twin) => {
-                    if if_fresh == DedupResult::New {
-                        self.observer.observe(&Observation::DedupChecked { result: DedupResult::InProgress });
-                    }
-                    if_fresh = DedupResult::Takeover;
-                    if !twin.ended(deadline).await {
-                        return Err(Refused::InProgress);
-                    }
-                    continue;
-                }
-            };
-            self.observer.observe(&Observation::DedupChecked { result });
-            return Ok(claim);
-        }
+        Ok(Taken::Accepted(claimed.settle(&handoff).await))
     }
 
     /// Publishes to every destination at once and adds up what came back.
@@ -219,6 +222,13 @@ impl Pipeline {
     fn publisher(&self, message: &Message) -> &Arc<Publisher> {
         &self.publishers[message.leg.sink.index()]
     }
+}
+
+/// What became of an event that was not refused.
+enum Taken {
+    Accepted(Accepted),
+    /// Its id was accepted with another body, and its source says that this makes it an event of its own.
+    OtherBody,
 }
 
 impl From<PublishErrorKind> for Miss {
@@ -258,6 +268,7 @@ impl Ending<'_> {
             Err(Refused::Malformed(_)) => Outcome::Malformed,
             Err(Refused::Unrouted) => Outcome::Unrouted,
             Err(Refused::InProgress) => Outcome::InProgress,
+            Err(Refused::DedupUnavailable) => Outcome::DedupUnavailable,
             Err(Refused::NotHandedOff(Miss::Rejected)) => Outcome::Rejected,
             Err(Refused::NotHandedOff(Miss::Unavailable)) => Outcome::Unavailable,
             Err(Refused::NotHandedOff(Miss::Unknown)) => Outcome::Unknown,

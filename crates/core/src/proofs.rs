@@ -129,40 +129,50 @@
 //!
 //! ```
 #![doc = include_str!("proofs.scaffold")]
+//! # async fn run() {
 //! let (claimed, handoff) = (claimed(), handoff());
 //! // Earned:
-//! let accepted: Accepted = claimed.settle(&handoff);
+//! let accepted: Accepted = claimed.settle(&handoff).await;
 //! # let _ = accepted;
+//! # }
 //! ```
 //! ```compile_fail,E0308
 #![doc = include_str!("proofs.scaffold")]
+//! # async fn run() {
 //! let (claimed, handoff) = (claimed(), handoff());
 //! // Forged:
-//! let accepted: Accepted = claimed.settle(&plan());
+//! let accepted: Accepted = claimed.settle(&plan()).await;
 //! # let _ = (handoff, accepted);
+//! # }
 //! ```
 //! ```compile_fail,E0382
 #![doc = include_str!("proofs.scaffold")]
+//! # async fn run() {
 //! let (claimed, handoff) = (claimed(), handoff());
 //! // Forged:
-//! let accepted: Accepted = claimed.settle(&handoff);
+//! let accepted: Accepted = claimed.settle(&handoff).await;
 //! # let _ = accepted;
-//! let again: Accepted = claimed.settle(&handoff);
+//! let again: Accepted = claimed.settle(&handoff).await;
+//! # }
 //! ```
 //!
 //! # Nothing else is accepted
 //!
 //! ```
 #![doc = include_str!("proofs.scaffold")]
+//! # async fn run() {
 //! let (claimed, handoff, event) = (claimed(), handoff(), event());
 //! // Earned:
-//! let accepted: Accepted = claimed.settle(&handoff);
+//! let accepted: Accepted = claimed.settle(&handoff).await;
 //! # let _ = (event, accepted);
+//! # }
 //! ```
 //! ```compile_fail,E0624
 #![doc = include_str!("proofs.scaffold")]
+//! # async fn run() {
 //! let (claimed, handoff, event) = (claimed(), handoff(), event());
 //! // Forged:
 //! let accepted: Accepted = Accepted::new(AcceptedAs::Delivered, event.id.clone());
 //! # let _ = (claimed, handoff, accepted);
+//! # }
 //! ```

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     auth::{self, AuthFailure, Authenticated, Draft, Request, SnsRequest, Unverified, Verifier, VerifyConfig},
     config::{self, ByteLimit, OneOrMany, Problem},
-    event::{Event, EventKey, SourceId},
+    dedup::{DedupPolicy, OnOutage, SourceDedupConfig},
+    event::{Event, EventKey, Fingerprint, SourceId},
     handshake::{ChallengeConfig, HandshakeReply, Handshakes, Origins, WebhookRate},
-    identity::{FieldRef, IdCandidate, Identity, Malformed, TypeRule},
+    identity::{FieldRef, IdCandidate, Identity, Malformed, MissingId, TypeRule},
     preset::{PRESETS, Preset},
     secret::{ResolveSecret, SecretRef, SecretSlot},
     trace::Trace,
@@ -37,12 +38,16 @@ pub struct SourceConfig {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<VerifyConfig>,
     /// Candidates for the event id, in order; the first whose places all hold a value is taken, and which one it was is
-    /// part of the id. Default: `["body-sha256"]`, so that only an exact repeat is one.
+    /// part of the id. Default: `["body-sha256"]`, so that only an exact repeat is one. See [`SourceDedupConfig::missing_id`]
+    /// for an event that has none of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<Vec<IdCandidate>>,
     /// Rules for the event type; the first that holds is taken. Default: every event is a `webhook`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_type: Option<Vec<TypeRule>>,
+    /// How repeats are dealt with.
+    #[serde(default)]
+    pub dedup: SourceDedupConfig,
     /// Values for routes, templates and consumers: a name and the place (or places, in order) to read it from.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Places>,
@@ -120,13 +125,15 @@ pub type Places = OneOrMany<FieldRef>;
 pub struct Surroundings {
     /// The server's own limit of a body.
     pub max_body: ByteLimit,
+    /// What becomes of events while the shared dedup store does not answer, where a source does not say.
+    pub on_outage: OnOutage,
     /// What schemes need to know of the server.
     pub auth: auth::Context,
 }
 
 impl From<ByteLimit> for Surroundings {
     fn from(max_body: ByteLimit) -> Self {
-        Self { max_body, auth: auth::Context::default() }
+        Self { max_body, on_outage: OnOutage::default(), auth: auth::Context::default() }
     }
 }
 
@@ -145,6 +152,7 @@ pub struct Source {
     secrets: Vec<Arc<SecretSlot>>,
     reply: Option<ReplyConfig>,
     reply_deadline: Option<Duration>,
+    dedup: DedupPolicy,
 }
 
 /// The type of an event of a source that has no preset and no rule that holds.
@@ -187,6 +195,17 @@ impl Source {
                 "is empty; give a place to read it from, \"body-sha256\" or \"unique\"",
             ));
         }
+        let stated = match event_id.iter().find(|candidate| !matches!(candidate, IdCandidate::Fields(_))) {
+            Some(IdCandidate::Unique) => MissingId::Unique,
+            _ => MissingId::BodySha256,
+        };
+        let event_id = config.dedup.missing_id.unwrap_or(stated).end(&event_id);
+        if event_id.is_empty() {
+            problems.push(Problem::new(
+                "dedup.missing_id",
+                "refuses every event: event_id names no place to read one from",
+            ));
+        }
         let types = config.event_type.clone().or_else(|| preset.map(|preset| preset.event_type.clone()));
         let types = types.unwrap_or_default();
         for rule in &types {
@@ -225,6 +244,10 @@ impl Source {
                 handshakes,
                 reply,
                 reply_deadline: config.reply_deadline,
+                dedup: DedupPolicy {
+                    on_outage: config.dedup.on_outage.unwrap_or(surroundings.on_outage),
+                    on_mismatch: config.dedup.on_mismatch,
+                },
             }),
             _ => Err(problems),
         }
@@ -258,6 +281,11 @@ impl Source {
     /// How long after its last byte a request is answered at the latest, where that is not the server's own limit.
     pub fn reply_deadline(&self) -> Option<Duration> {
         self.reply_deadline
+    }
+
+    /// What it wants of deduplication.
+    pub fn dedup(&self) -> DedupPolicy {
+        self.dedup
     }
 
     /// What is allowed and unwise, each as a sentence for the operator.
@@ -321,6 +349,8 @@ impl Source {
                 source: self.id.clone(),
                 id: found.id,
                 id_candidate: found.id_candidate,
+                repeatable: found.repeatable,
+                fingerprint: Fingerprint::of(&request.body),
                 event_type: found.event_type,
                 attributes: found.attributes,
                 received_at: request.received_at,

@@ -75,7 +75,7 @@ async fn a_failed_publish_is_not_remembered() {
     ] {
         sink.answer_always(Answer::fail(kind));
         assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(miss)), "{kind:?}");
-        assert!(bench.pipeline.memory.is_empty(), "{kind:?} leaves no trace");
+        assert!(bench.pipeline.dedup.memory.is_empty(), "{kind:?} leaves no trace");
     }
     sink.answer_always(Answer::Ack);
     assert_eq!(bench.outcome(&TestEvent::new("1")).await, Ok(AcceptedAs::Delivered));
@@ -89,7 +89,7 @@ async fn what_nobody_authenticated_leaves_no_trace() {
     let stranger = TestEvent::new("1").header("authorization", "Bearer again");
     let refused = bench.pipeline.spawn(Arc::new(event.source()), stranger.request()).await.expect("no panic");
     assert!(matches!(refused, Err(Refused::Unauthenticated(_))), "{refused:?}");
-    assert!(bench.pipeline.memory.is_empty());
+    assert!(bench.pipeline.dedup.memory.is_empty());
     assert_eq!(sink.attempted().len(), 0);
     assert_eq!(bench.recorder.count("event_received"), 0);
 }
@@ -178,7 +178,7 @@ async fn a_twin_of_one_that_does_not_end_is_told_to_come_back_and_never_2xx() {
     wait_until(LIMIT, "the first is in flight", async || sink.attempted().len() == 1).await;
     let mut hasty = Bench::with(&sink);
     let pipeline = Arc::get_mut(&mut hasty.pipeline).expect("not shared yet");
-    pipeline.memory = Arc::clone(&bench.pipeline.memory);
+    pipeline.dedup.memory = Arc::clone(&bench.pipeline.dedup.memory);
     pipeline.reply_deadline = Duration::from_millis(100);
     assert_eq!(hasty.outcome(&TestEvent::new("1")).await, Err(Refused::InProgress));
     assert_eq!(first.await.expect("no panic"), Err(Refused::NotHandedOff(Miss::Unknown)));
@@ -229,7 +229,7 @@ async fn a_panic_in_a_sink_releases_the_claim_and_is_counted() {
     let event = TestEvent::new("1");
     let panicked = bench.pipeline.spawn(Arc::new(event.source()), event.request()).await;
     assert!(panicked.is_err_and(|error| error.is_panic()));
-    assert!(bench.pipeline.memory.is_empty());
+    assert!(bench.pipeline.dedup.memory.is_empty());
     assert_eq!(bench.recorder.lines().iter().filter(|line| line.contains("outcome=failed")).count(), 1);
     assert_eq!(bench.outcome(&event).await, Ok(AcceptedAs::Delivered));
 }

@@ -74,7 +74,7 @@ impl Pair {
 
 fn compile(config: Value) -> Source {
     let auth = Context { public_url: Some("https://hooks.example.test".into()), ..Context::default() };
-    let surroundings = Surroundings { max_body: ByteLimit::mib(1), auth };
+    let surroundings = Surroundings { auth, ..ByteLimit::mib(1).into() };
     sender::try_compile(config, &surroundings).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 

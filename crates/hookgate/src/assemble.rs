@@ -6,7 +6,7 @@ use anyhow::Context;
 use hookgate_core::{
     auth::Fetch,
     config::Problem,
-    dedup::Memory,
+    dedup::{Dedup, Memory, OnOutage, Releaser, Shared},
     event::{SinkId, SourceId},
     observe::Observer,
     pipeline::Pipeline,
@@ -15,6 +15,7 @@ use hookgate_core::{
     source::{Source, Surroundings},
 };
 use hookgate_http::{Fetcher, Tls};
+use hookgate_redis as redis;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -52,7 +53,14 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
     let tls = config.server.tls.as_ref().map(Tls::load).transpose().map_err(|found| keep(found, "server"));
     let fetcher = Fetcher::new(&config.outbound).map_err(|found| keep(found, "outbound"));
     let auth = config.server.auth().map_err(|found| keep(found, "server"));
-    let surroundings = Surroundings { max_body: config.server.max_body, auth: auth.unwrap_or_default() };
+    if let Some(redis) = &config.dedup.redis {
+        keep(redis.check(), "dedup.redis");
+    }
+    let surroundings = Surroundings {
+        max_body: config.server.max_body,
+        on_outage: config.dedup.redis.as_ref().map_or(OnOutage::default(), |redis| redis.on_outage),
+        auth: auth.unwrap_or_default(),
+    };
     for (id, table) in source_ids(config).into_iter().zip(config.sources.values()) {
         let key = format!("sources.{id}");
         match Source::compile(id, table, &surroundings, &mut |secret| secrets.resolve(secret)) {
@@ -100,6 +108,12 @@ fn check_sources(config: &Config, sources: &[Arc<Source>]) -> Vec<Problem> {
             problems.push(Problem::new(format!("sources.{name}.path"), message));
         }
     }
+    for (name, _) in config.sources.iter().filter(|(_, table)| table.dedup.on_outage.is_some()) {
+        if config.dedup.redis.is_none() {
+            let message = "is about dedup.redis, which is not there: each process is on its own";
+            problems.push(Problem::new(format!("sources.{name}.dedup.on_outage"), message));
+        }
+    }
     let budget = config.server.max_in_flight_bytes;
     if let Some(largest) =
         sources.iter().max_by_key(|source| source.max_body()).filter(|source| source.max_body() > budget)
@@ -111,14 +125,14 @@ fn check_sources(config: &Config, sources: &[Arc<Source>]) -> Vec<Problem> {
     problems
 }
 
-/// Connects the sinks and puts them behind the router.
+/// Connects the sinks and the dedup store, and puts them behind the router. The releaser, if there is one, has to run.
 pub(crate) async fn connect(
     config: &Config,
     router: Router,
     secrets: &mut Secrets,
     fetch: Arc<dyn Fetch>,
     observer: &Arc<dyn Observer>,
-) -> anyhow::Result<Pipeline> {
+) -> anyhow::Result<(Pipeline, Option<Releaser>)> {
     let mut publishers = Vec::new();
     for (id, table) in sink_ids(config).into_iter().zip(config.sinks.values()) {
         let mut resolve = |secret: &_| secrets.resolve(secret);
@@ -126,13 +140,24 @@ pub(crate) async fn connect(
         let sink = sink.with_context(|| format!("set up sinks.{id}"))?;
         publishers.push(Arc::new(Publisher::new(id, sink, table.max_in_flight(), Arc::clone(observer))));
     }
-    Ok(Pipeline {
+    let (window, memory_entries) = (config.dedup.window, config.dedup.memory_entries);
+    let (shared, releaser) = match &config.dedup.redis {
+        Some(table) => {
+            let store = redis::connect(table, &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await?;
+            let (shared, releaser) = Shared::new(Arc::new(store), window, Arc::clone(observer));
+            (Some(shared), Some(releaser))
+        }
+        None => (None, None),
+    };
+    let memory = Arc::new(Memory::new(window, memory_entries));
+    let pipeline = Pipeline {
         router,
-        memory: Arc::new(Memory::new(&config.dedup)),
+        dedup: Dedup { memory, shared, observer: Arc::clone(observer) },
         publishers,
         fetch,
         observer: Arc::clone(observer),
         reply_deadline: config.server.reply_deadline,
         tasks: TaskTracker::new(),
-    })
+    };
+    Ok((pipeline, releaser))
 }

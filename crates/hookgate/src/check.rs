@@ -2,6 +2,7 @@
 
 use std::{fmt, time::SystemTime};
 
+use hookgate_redis as redis;
 use serde::Serialize;
 
 use crate::{
@@ -9,11 +10,12 @@ use crate::{
     config::{Config, Problems},
 };
 
-/// What is known about one source or sink.
+/// What is known about one source or sink, or about the dedup store.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Check {
     Source(SourceCheck),
+    Dedup(DedupCheck),
     Sink(SinkCheck),
 }
 
@@ -24,6 +26,17 @@ pub(crate) struct SourceCheck {
     /// The schemes as the config combines them.
     verify: String,
     /// What is allowed and unwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// What is known about the dedup store.
+#[derive(Debug, Serialize)]
+pub(crate) struct DedupCheck {
+    /// Where it is configured.
+    dedup: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -40,7 +53,10 @@ pub(crate) struct SinkCheck {
 
 impl Check {
     pub(crate) fn is_ok(&self) -> bool {
-        !matches!(self, Self::Sink(SinkCheck { problem: Some(_), .. }))
+        match self {
+            Self::Source(_) => true,
+            Self::Dedup(DedupCheck { problem, .. }) | Self::Sink(SinkCheck { problem, .. }) => problem.is_none(),
+        }
     }
 }
 
@@ -51,6 +67,11 @@ impl fmt::Display for Check {
                 write!(f, "ok      sources.{source} ({verify})")?;
                 warnings.iter().try_for_each(|warning| write!(f, "\nWARNING sources.{source}: {warning}"))
             }
+            Self::Dedup(DedupCheck { dedup, problem: Some(problem), .. }) => write!(f, "FAILED  {dedup}: {problem}"),
+            Self::Dedup(DedupCheck { dedup, problem: None, warnings }) => {
+                write!(f, "ok      {dedup}")?;
+                warnings.iter().try_for_each(|warning| write!(f, "\nWARNING {dedup}: {warning}"))
+            }
             Self::Sink(SinkCheck { sink, kind, problem: None }) => write!(f, "ok      sinks.{sink} ({kind})"),
             Self::Sink(SinkCheck { sink, kind, problem: Some(problem) }) => {
                 write!(f, "FAILED  sinks.{sink} ({kind}): {problem}")
@@ -59,7 +80,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// Validates `config`, then looks at every sink.
+/// Validates `config`, then looks at the dedup store and at every sink.
 pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
     let mut parts = assemble::prepare(config)?;
     let mut results = Vec::new();
@@ -67,6 +88,13 @@ pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
         let verifier = source.verifier();
         let (verify, warnings) = (verifier.summary(), source.warnings(SystemTime::now()));
         results.push(Check::Source(SourceCheck { source: source.id().name().to_owned(), verify, warnings }));
+    }
+    if let Some(table) = &config.dedup.redis {
+        let (problem, warnings) = match redis::inspect(table, &mut |secret| parts.secrets.resolve(secret)).await {
+            Ok(warnings) => (None, warnings),
+            Err(problem) => (Some(problem), Vec::new()),
+        };
+        results.push(Check::Dedup(DedupCheck { dedup: "dedup.redis", problem, warnings }));
     }
     for (id, table) in assemble::sink_ids(config).into_iter().zip(config.sinks.values()) {
         let sink = id.name().to_owned();

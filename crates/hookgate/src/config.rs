@@ -7,7 +7,7 @@
 mod environment;
 mod read;
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
 
 use figment::{
     Figment,
@@ -15,12 +15,12 @@ use figment::{
     value::Value,
 };
 use hookgate_core::{
-    config::Problem,
-    dedup::DedupConfig,
+    config::{self, Problem},
     route::{RouteConfig, UnroutedConfig},
     source::SourceConfig,
 };
 use hookgate_http::{AdminConfig, OutboundConfig, ServerConfig};
+use hookgate_redis as redis;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::read::Reader;
@@ -41,6 +41,28 @@ pub(crate) struct Config {
     /// Where each value was set, for problems that are found later.
     #[serde(skip)]
     pub(crate) origins: Origins,
+}
+
+/// The `[dedup]` table.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DedupConfig {
+    /// How long an accepted event is remembered. Default: 24 h, longer than most senders repeat an event.
+    #[serde(with = "config::duration")]
+    pub(crate) window: Duration,
+    /// How many accepted events each process remembers by itself; past that the oldest are forgotten first. Default:
+    /// 200 000, about 25 MB.
+    #[serde(deserialize_with = "config::count")]
+    pub(crate) memory_entries: usize,
+    /// The Redis in which replicas share what they accepted. Default: none; each process is on its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) redis: Option<redis::Config>,
+}
+
+impl Default for DedupConfig {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(24 * 60 * 60), memory_entries: 200_000, redis: None }
+    }
 }
 
 /// The `[log]` table.

@@ -70,14 +70,15 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
             tracing::warn!(source = %source.id(), warning, "a source is set up unwisely");
         }
     }
-    let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config));
+    let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config), config.dedup.redis.is_some());
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
     let public =
         bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?.with_tls(tls.clone());
-    let pipeline = Arc::new(assemble::connect(&config, router, &mut secrets, Arc::new(fetcher), &observer).await?);
-    telemetry.started(Arc::clone(&pipeline.memory));
+    let (pipeline, releaser) = assemble::connect(&config, router, &mut secrets, Arc::new(fetcher), &observer).await?;
+    let pipeline = Arc::new(pipeline);
+    telemetry.started(Arc::clone(&pipeline.dedup.memory));
     let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
 
     let stops = Stops::default();
@@ -86,6 +87,9 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
     background.spawn(keep_documents(Arc::clone(&pipeline), sources.clone(), stops.background.clone()));
     background.spawn(keep_certificates(tls, stops.background.clone()));
+    if let Some(releaser) = releaser {
+        background.spawn(releaser.run(stops.background.clone()));
+    }
     let admin_address = admin.local_addr().context("read the admin port")?;
     let admin_routes = admin::router(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));

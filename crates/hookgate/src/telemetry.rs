@@ -34,10 +34,11 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    pub(crate) fn new(sources: &[Arc<Source>], sinks: &[SinkId]) -> Arc<Self> {
+    /// `shares_dedup` says whether there is a dedup store besides the memory.
+    pub(crate) fn new(sources: &[Arc<Source>], sinks: &[SinkId], shares_dedup: bool) -> Arc<Self> {
         let credentials: Vec<_> =
             sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
-        let (metrics, health) = (Metrics::new(&credentials, sinks), Health::new(sinks));
+        let (metrics, health) = (Metrics::new(&credentials, sinks, shares_dedup), Health::new(sinks, shares_dedup));
         let log = Log::new(sources.len(), sinks.len());
         Arc::new(Self { metrics, log, health, memory: OnceLock::new() })
     }

@@ -8,10 +8,11 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("hookgate-core", &[]),
     ("hookgate-http", &["hookgate-core"]),
+    ("hookgate-redis", &["hookgate-core"]),
     ("hookgate-sink-file", &["hookgate-core"]),
     ("hookgate-sink-nats", &["hookgate-core"]),
     ("hookgate-testkit", &["hookgate-core"]),
-    ("hookgate", &["hookgate-core", "hookgate-http", "hookgate-sink-file", "hookgate-sink-nats"]),
+    ("hookgate", &["hookgate-core", "hookgate-http", "hookgate-redis", "hookgate-sink-file", "hookgate-sink-nats"]),
 ];
 
 /// Libraries that one crate of ours alone may use.
@@ -19,6 +20,7 @@ const ONLY_IN: &[(&str, &str)] = &[
     ("axum", "hookgate-http"),
     ("hyper", "hookgate-http"),
     ("async-nats", "hookgate-sink-nats"),
+    ("redis", "hookgate-redis"),
     ("figment", "hookgate"),
     ("anyhow", "hookgate"),
     ("tracing", "hookgate"),

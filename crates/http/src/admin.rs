@@ -29,15 +29,18 @@ pub struct Readiness {
     /// The version that runs.
     pub version: &'static str,
     /// Each sink with its state.
-    pub sinks: Vec<SinkReadiness>,
+    pub sinks: Vec<PartReadiness>,
+    /// The dedup store that replicas share, if they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dedup: Option<PartReadiness>,
 }
 
-/// One sink's part in [`Readiness`].
+/// The part of a sink, or of the dedup store, in [`Readiness`].
 #[derive(Debug, Clone, Serialize)]
-pub struct SinkReadiness {
+pub struct PartReadiness {
     /// Its name.
     pub name: String,
-    /// Whether it can publish now.
+    /// Whether it can be used now.
     pub up: bool,
     /// What keeps it from that.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,8 +49,8 @@ pub struct SinkReadiness {
     pub for_seconds: u64,
 }
 
-/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while any sink is down), `/metrics`, and the
-/// state of everything at `/`.
+/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink or the dedup store is down),
+/// `/metrics`, and the state of everything at `/`.
 pub fn router(status: Arc<dyn Status>) -> Router {
     let (live, ready, metrics, overview) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status), status);
     Router::new()
@@ -60,7 +63,8 @@ pub fn router(status: Arc<dyn Status>) -> Router {
             get(async move |request: axum::extract::Request| {
                 let readiness = ready.ready();
                 let strict = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
-                let good = readiness.ready && (!strict || readiness.sinks.iter().all(|sink| sink.up));
+                let good =
+                    readiness.ready && (!strict || readiness.sinks.iter().chain(&readiness.dedup).all(|part| part.up));
                 json(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &readiness)
             }),
         )

@@ -45,6 +45,7 @@ problems! {
     MALFORMED = BAD_REQUEST, "malformed-event", "the request is no event of this source";
     UNROUTED = UNPROCESSABLE_ENTITY, "unrouted", "no route takes this event";
     IN_PROGRESS = SERVICE_UNAVAILABLE, "in-progress", "the same event is being published";
+    DEDUP_UNAVAILABLE = SERVICE_UNAVAILABLE, "dedup-unavailable", "whether the event was sent before cannot be told now";
     UNAVAILABLE = SERVICE_UNAVAILABLE, "destination-unavailable", "a destination cannot take the event now";
     UNKNOWN = GATEWAY_TIMEOUT, "destination-timeout", "a destination did not answer in time; send the event again";
     REJECTED = UNPROCESSABLE_ENTITY, "destination-rejected", "a destination will never take this event";
@@ -113,6 +114,7 @@ pub(crate) fn refused(refused: &Refused) -> Response {
         Refused::Malformed(malformed) => problem(&MALFORMED, Some(&malformed.to_string())),
         Refused::Unrouted => problem(&UNROUTED, None),
         Refused::InProgress => problem(&IN_PROGRESS, None),
+        Refused::DedupUnavailable => problem(&DEDUP_UNAVAILABLE, None),
         Refused::NotHandedOff(Miss::Unavailable) => problem(&UNAVAILABLE, None),
         Refused::NotHandedOff(Miss::Unknown) => problem(&UNKNOWN, None),
         Refused::NotHandedOff(Miss::Rejected) => problem(&REJECTED, None),

@@ -102,7 +102,7 @@ async fn bad_requests_get_their_status_and_leave_no_trace() {
         assert_problem(&relay.send(&request).await, status, code);
     }
     assert_eq!(relay.sink.attempted().len(), 0);
-    assert!(relay.pipeline.memory.is_empty());
+    assert!(relay.pipeline.dedup.memory.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +136,7 @@ async fn a_chunked_body_is_refused_at_the_limit() {
         bytes.extend_from_slice(b"\r\n");
     }
     assert_problem(&relay.send(&bytes).await, 413, "body-too-large");
-    assert!(relay.pipeline.memory.is_empty());
+    assert!(relay.pipeline.dedup.memory.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +145,7 @@ async fn a_body_that_never_ends_is_answered_408() {
     let mut connection = Connection::open(relay.address).await.expect("connected");
     connection.send(b"POST /hook HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").await.expect("sent");
     assert_problem(&connection.receive(LIMIT).await.expect("an answer"), 408, "body-timeout");
-    assert!(relay.pipeline.memory.is_empty());
+    assert!(relay.pipeline.dedup.memory.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

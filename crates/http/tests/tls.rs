@@ -125,7 +125,7 @@ fn start(scheme: &Value, tls: Option<Tls>, adjust: impl FnOnce(&mut ServerConfig
     let source = serde_json::from_value(json!({ "path": "/hook", "verify": [scheme] })).expect("a valid config");
     let auth =
         Context { trusted_proxies: networks(&config.trusted_proxies).expect("networks").into(), ..Context::default() };
-    let surroundings = Surroundings { max_body: config.max_body, auth };
+    let surroundings = Surroundings { auth, ..config.max_body.into() };
     let mut resolve = |_: &_| Err("no secrets here".to_owned());
     let source = Source::compile(SourceId::new(0, "test"), &source, &surroundings, &mut resolve).expect("good");
     let router = Ingress::new(Arc::clone(&pipeline), &config).router(&[Arc::new(source)]);

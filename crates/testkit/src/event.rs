@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hookgate_core::{
     auth::{Authenticated, Draft, Offline, Unverified},
     config::ByteLimit,
-    dedup::{DedupConfig, Memory},
+    dedup::{Dedup, Memory},
     event::{Event, SinkId, SourceId},
     message::Message,
     observe::Observer,
@@ -205,7 +205,11 @@ impl TestEvent {
         let declared: Vec<_> = sinks.iter().map(declare).collect();
         Pipeline {
             router: self.router(&declared, routes),
-            memory: Arc::new(Memory::new(&DedupConfig::default())),
+            dedup: Dedup {
+                memory: Arc::new(Memory::new(Duration::from_secs(24 * 60 * 60), 200_000)),
+                shared: None,
+                observer: Arc::clone(observer),
+            },
             publishers: sinks.iter().map(publisher).collect(),
             fetch: Arc::new(Offline),
             observer: Arc::clone(observer),

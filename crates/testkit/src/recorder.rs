@@ -89,6 +89,14 @@ impl fmt::Display for Line<'_> {
                 write!(f, "event_finished source={source} event={id} outcome={outcome} cause={}", Or(*cause))
             }
             Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
+            Observation::DedupOperated { operation, elapsed: _, error } => {
+                let reason = error.map(|error| error.reason);
+                write!(f, "dedup_operated operation={} error={}", operation.label(), Or(reason))
+            }
+            Observation::DedupStoreUp => f.write_str("dedup_store_up"),
+            Observation::DedupStoreDown { cause } => write!(f, "dedup_store_down cause={cause}"),
+            Observation::DedupStoreNotice { message } => write!(f, "dedup_store_notice message={message}"),
+            Observation::PayloadMismatch { event } => write!(f, "payload_mismatch event={}", event.id),
             Observation::PublishStarted { sink } => write!(f, "publish_started sink={sink}"),
             Observation::PublishAttempted { sink, attempt: _, result, elapsed: _ } => {
                 write!(f, "publish_attempted sink={sink} result={}", result.label())

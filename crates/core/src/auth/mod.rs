@@ -125,6 +125,11 @@ impl<T> Authenticated<T> {
     pub(crate) fn try_map<U, E>(self, derive: impl FnOnce(T) -> Result<U, E>) -> Result<Authenticated<U>, E> {
         Ok(Authenticated { value: derive(self.value)?, proof: self.proof })
     }
+
+    /// Derives another value that the same proof covers, and keeps this one.
+    pub(crate) fn map_ref<U>(&self, derive: impl FnOnce(&T) -> U) -> Authenticated<U> {
+        Authenticated { value: derive(&self.value), proof: self.proof.clone() }
+    }
 }
 
 impl<T> Deref for Authenticated<T> {

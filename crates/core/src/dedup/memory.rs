@@ -1,8 +1,9 @@
 //! The in-memory store: sharded, bounded, exact about time.
 //!
-//! All entries live for the same window, so the order in which they were accepted is the order in which they expire: a
-//! queue beside the map is all the bookkeeping there is. What is in flight is not in the queue and cannot be evicted; how
-//! much of it there is, the admission limit bounds.
+//! Nearly all entries live for the same window, so the order in which they were accepted is the order in which they expire: a
+//! queue beside the map is all the bookkeeping there is. One that another replica accepted is kept for a shorter time; it
+//! counts no longer when that is over, and leaves the queue with those around it. What is in flight is not in the queue and
+//! cannot be evicted; how much of it there is, the admission limit bounds.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -16,8 +17,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::DedupConfig;
-use crate::event::EventKey;
+use crate::event::{EventKey, Fingerprint};
 
 /// Shards, so that events on several cores seldom meet at one lock. A power of two.
 const SHARDS: usize = 64;
@@ -47,6 +47,7 @@ enum State {
     },
     Accepted {
         until: Instant,
+        body: Fingerprint,
     },
 }
 
@@ -54,16 +55,16 @@ enum State {
 pub(super) enum Found {
     Nothing { owner: u64 },
     InFlight(watch::Receiver<()>),
-    Accepted,
+    Accepted(Fingerprint),
 }
 
 impl Memory {
-    /// An empty store.
-    pub fn new(config: &DedupConfig) -> Self {
+    /// An empty store that remembers at most `entries` accepted events, each for `window`.
+    pub fn new(window: Duration, entries: usize) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            window: config.window,
-            accepted_per_shard_max: config.memory_entries.div_ceil(SHARDS),
+            window,
+            accepted_per_shard_max: entries.div_ceil(SHARDS),
             next_owner: AtomicU64::new(0),
         }
     }
@@ -92,16 +93,26 @@ impl Memory {
                 State::InFlight { end, .. } => {
                     Found::InFlight(end.get_or_insert_with(|| watch::Sender::new(())).subscribe())
                 }
-                State::Accepted { .. } => Found::Accepted,
+                State::Accepted { until, body } if *until > now => Found::Accepted(*body),
+                State::Accepted { .. } => {
+                    let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
+                    occupied.insert(State::InFlight { owner, end: None });
+                    Found::Nothing { owner }
+                }
             },
         }
     }
 
-    pub(super) fn commit(&self, key: EventKey, owner: u64) {
+    pub(super) fn commit(&self, key: EventKey, owner: u64, body: Fingerprint) {
+        self.commit_for(key, owner, body, self.window);
+    }
+
+    /// Commits what is to be remembered for `span` only, if that is shorter than the window.
+    pub(super) fn commit_for(&self, key: EventKey, owner: u64, body: Fingerprint, span: Duration) {
         let mut shard = self.shard(key);
         if shard.is_in_flight_for(key, owner) {
-            let until = Instant::now() + self.window;
-            shard.entries.insert(key, State::Accepted { until });
+            let until = Instant::now() + span.min(self.window);
+            shard.entries.insert(key, State::Accepted { until, body });
             shard.accepted.push_back((until, key));
             if shard.accepted.len() > self.accepted_per_shard_max {
                 shard.forget_oldest();
@@ -138,8 +149,10 @@ impl Shard {
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((until, key)) = self.accepted.pop_front() {
-            debug_assert!(matches!(self.entries.get(&key), Some(State::Accepted { until: kept }) if *kept == until));
+        if let Some((until, key)) = self.accepted.pop_front()
+            // One that counted no longer may have been claimed anew.
+            && matches!(self.entries.get(&key), Some(State::Accepted { until: kept, .. }) if *kept == until)
+        {
             self.entries.remove(&key);
         }
     }
@@ -178,12 +191,16 @@ mod tests {
     }
 
     fn memory(entries: usize) -> Memory {
-        Memory::new(&DedupConfig { window: Duration::from_secs(60), memory_entries: entries })
+        Memory::new(Duration::from_secs(60), entries)
+    }
+
+    fn body() -> Fingerprint {
+        Fingerprint::of(b"a body")
     }
 
     fn accept(memory: &Memory, key: EventKey) {
         match memory.try_claim(key) {
-            Found::Nothing { owner } => memory.commit(key, owner),
+            Found::Nothing { owner } => memory.commit(key, owner, body()),
             _ => panic!("{key:?} is not fresh"),
         }
     }
@@ -193,9 +210,23 @@ mod tests {
         let memory = memory(1000);
         accept(&memory, key(1));
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(matches!(memory.try_claim(key(1)), Found::Accepted));
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted(known) if known == body()));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(matches!(memory.try_claim(key(1)), Found::Nothing { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_for_a_shorter_time_counts_no_longer_and_can_be_claimed_anew() {
+        let memory = memory(1000);
+        let Found::Nothing { owner } = memory.try_claim(key(1)) else { panic!("fresh") };
+        memory.commit_for(key(1), owner, body(), Duration::from_secs(10));
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted(_)));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let Found::Nothing { owner } = memory.try_claim(key(1)) else { panic!("forgotten") };
+        tokio::time::advance(Duration::from_secs(50)).await;
+        assert!(matches!(memory.try_claim(key(1)), Found::InFlight(_)), "the old entry's end is not this one's");
+        memory.commit(key(1), owner, body());
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted(_)));
     }
 
     #[tokio::test]
@@ -205,8 +236,8 @@ mod tests {
         (1..10_000).for_each(|number| accept(&memory, key(number)));
         assert!(memory.len() <= SHARDS + 1, "bounded: {}", memory.len());
         assert!(matches!(memory.try_claim(key(0)), Found::InFlight(_)));
-        memory.commit(key(0), owner);
-        assert!(matches!(memory.try_claim(key(0)), Found::Accepted));
+        memory.commit(key(0), owner, body());
+        assert!(matches!(memory.try_claim(key(0)), Found::Accepted(_)));
     }
 
     #[tokio::test]
@@ -215,11 +246,11 @@ mod tests {
         let Found::Nothing { owner: stale } = memory.try_claim(key(1)) else { panic!("fresh") };
         memory.release(key(1), stale);
         let Found::Nothing { owner } = memory.try_claim(key(1)) else { panic!("released") };
-        memory.commit(key(1), stale);
+        memory.commit(key(1), stale, body());
         memory.release(key(1), stale);
         assert!(matches!(memory.try_claim(key(1)), Found::InFlight(_)));
-        memory.commit(key(1), owner);
-        assert!(matches!(memory.try_claim(key(1)), Found::Accepted));
+        memory.commit(key(1), owner, body());
+        assert!(matches!(memory.try_claim(key(1)), Found::Accepted(_)));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -258,10 +289,10 @@ mod tests {
                                 assert_eq!(in_flight.insert(number, owner), None);
                             }
                             Found::InFlight(_) => assert!(in_flight.contains_key(&number)),
-                            Found::Accepted => assert!(accepted.contains_key(&number)),
+                            Found::Accepted(_) => assert!(accepted.contains_key(&number)),
                         },
                         1 => if let Some(owner) = in_flight.remove(&number) {
-                            memory.commit(key(number), owner);
+                            memory.commit(key(number), owner, body());
                             accepted.insert(number, Instant::now() + Duration::from_secs(60));
                         },
                         2 => if let Some(owner) = in_flight.remove(&number) {

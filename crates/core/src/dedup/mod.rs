@@ -2,43 +2,175 @@
 //!
 //! A claim is the right to publish one event id, held by one worker. Settling it with a [`Handoff`] remembers the id for
 //! the window; dropping it, however that comes about, forgets the id, so that a failed publish is never taken for seen.
+//!
+//! There are two tiers. The memory of the process answers first, but only for what is known to be accepted; it also holds
+//! twins back, so that the second tier, a store that all replicas share, is asked once for all of them. Where the two
+//! differ, the store is right. Without it each process is on its own.
 
 mod memory;
+mod shared;
+mod store;
 
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub use self::memory::Memory;
+use self::shared::{Remote, SharedClaim};
+pub use self::{
+    memory::Memory,
+    shared::{Releaser, Shared},
+    store::{ClaimStore, Held, Holder, Owner, StoreError, StoreReason},
+};
 use crate::{
     auth::Authenticated,
-    config,
-    event::{Event, EventId, EventKey},
-    handoff::{Accepted, AcceptedAs, Handoff},
+    event::{Event, EventId, EventKey, Fingerprint},
+    handoff::{Accepted, AcceptedAs, Handoff, Refused},
+    identity::MissingId,
     limits::Deadline,
+    observe::{DedupResult, Observation, Observer},
 };
 
-/// The `[dedup]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+/// The `dedup` table of a source.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct DedupConfig {
-    /// How long an accepted event is remembered. Default: 24 h, longer than most senders repeat an event.
-    #[serde(with = "config::duration")]
-    pub window: Duration,
-    /// How many accepted events are remembered in memory; past that the oldest are forgotten first. Default: 200 000,
-    /// about 20 MB.
-    #[serde(deserialize_with = "config::count")]
-    pub memory_entries: usize,
+pub struct SourceDedupConfig {
+    /// What becomes of an event while the shared store does not answer. Default: `dedup.redis.on_outage`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_outage: Option<OnOutage>,
+    /// What becomes of an event whose id was accepted with another body. Default: `"duplicate"`.
+    pub on_mismatch: OnMismatch,
+    /// What becomes of an event that has none of the ids in `event_id`. Default: what stands last in `event_id` if that is
+    /// `"body-sha256"` or `"unique"`, else `"body-sha256"`, since an exact repeat is a repeat of anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing_id: Option<MissingId>,
 }
 
-impl Default for DedupConfig {
-    fn default() -> Self {
-        Self { window: Duration::from_secs(24 * 60 * 60), memory_entries: 200_000 }
+/// What becomes of an event while the shared store does not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnOutage {
+    /// It is published: a repeat that another replica has published becomes a duplicate, unless the broker knows its id.
+    /// The default, since a duplicate can be mended and a loss cannot.
+    #[default]
+    Accept,
+    /// It is refused with 503: for consumers that cannot bear a duplicate, and senders that try again.
+    Refuse,
+}
+
+/// What becomes of an event whose id was accepted with another body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnMismatch {
+    /// It is a duplicate: senders do write the time or the number of the attempt into a repeat. The default.
+    #[default]
+    Duplicate,
+    /// It is an event of its own; its id says which body it has.
+    NewEvent,
+}
+
+/// What a source wants of deduplication.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DedupPolicy {
+    /// See [`OnOutage`].
+    pub on_outage: OnOutage,
+    /// See [`OnMismatch`].
+    pub on_mismatch: OnMismatch,
+}
+
+/// Least time that a twin must have left to try its luck after another has failed. It keeps a crowd of twins that run out
+/// of time together from asking the shared store one after the other.
+const TAKE_OVER_MIN: Duration = Duration::from_millis(50);
+
+/// How long this process remembers what another one accepted. A flood of repeats then asks the store once in that time, and
+/// the window is not longer here than there by more than that.
+const REMEMBERED_FOR_OTHERS: Duration = Duration::from_secs(60);
+
+/// Both tiers.
+pub struct Dedup {
+    /// What this process knows.
+    pub memory: Arc<Memory>,
+    /// What all replicas know, if they share a store.
+    pub shared: Option<Arc<Shared>>,
+    /// Who is told what happens.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Dedup {
+    /// Claims `event`. A twin in flight is waited for, here or in another process, and its claim taken over if it fails.
+    ///
+    /// # Errors
+    /// [`Refused::InProgress`] when the twin did not end before `deadline`; [`Refused::DedupUnavailable`] when the shared
+    /// store does not answer and `policy` demands that it does.
+    pub async fn claim(
+        &self,
+        event: &Authenticated<Event>,
+        policy: DedupPolicy,
+        deadline: Deadline,
+    ) -> Result<Result<Claimed, Duplicate>, Refused> {
+        let mut if_fresh = DedupResult::New;
+        loop {
+            match self.memory.claim(event) {
+                Claim::Fresh(claimed) => return self.confirm(claimed, event, if_fresh, policy, deadline).await,
+                Claim::Duplicate(duplicate) => {
+                    self.checked(DedupResult::Duplicate);
+                    return Ok(Err(duplicate));
+                }
+                Claim::InFlight(twin) => {
+                    if if_fresh == DedupResult::New {
+                        self.checked(DedupResult::InProgress);
+                    }
+                    if_fresh = DedupResult::Takeover;
+                    if !twin.ended(deadline).await || deadline.remaining() < TAKE_OVER_MIN {
+                        return Err(Refused::InProgress);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a claim that is good in this process good among all replicas.
+    async fn confirm(
+        &self,
+        mut claimed: Claimed,
+        event: &Event,
+        if_fresh: DedupResult,
+        policy: DedupPolicy,
+        deadline: Deadline,
+    ) -> Result<Result<Claimed, Duplicate>, Refused> {
+        let shared = match &self.shared {
+            Some(shared) if event.repeatable => shared.claim(event.key, deadline).await,
+            _ => {
+                self.checked(if_fresh);
+                return Ok(Ok(claimed));
+            }
+        };
+        let (result, outcome) = match shared {
+            SharedClaim::Ours(remote) => (if_fresh, Ok(Ok(remote))),
+            SharedClaim::TakenOver(remote) => (DedupResult::Takeover, Ok(Ok(remote))),
+            SharedClaim::Accepted(body) => (DedupResult::Duplicate, Ok(Err(body))),
+            SharedClaim::InProgress => (DedupResult::InProgress, Err(Refused::InProgress)),
+            SharedClaim::Unknown(remote) if policy.on_outage == OnOutage::Accept => {
+                (DedupResult::Bypassed, Ok(Ok(remote)))
+            }
+            SharedClaim::Unknown(_) => (DedupResult::Error, Err(Refused::DedupUnavailable)),
+        };
+        self.checked(result);
+        outcome.map(|held| match held {
+            Ok(remote) => {
+                claimed.remote = Some(remote);
+                Ok(claimed)
+            }
+            Err(body) => Err(claimed.accepted_elsewhere(body)),
+        })
+    }
+
+    fn checked(&self, result: DedupResult) {
+        self.observer.observe(&Observation::DedupChecked { result });
     }
 }
 
-/// What is known about an event when it arrives.
+/// What this process knows about an event when it arrives.
 #[derive(Debug)]
 pub enum Claim {
     /// Nothing: it is ours to publish.
@@ -50,27 +182,53 @@ pub enum Claim {
 }
 
 /// The right to publish one event id.
-#[derive(Debug)]
 #[must_use = "dropping a claim releases it"]
 pub struct Claimed {
     memory: Arc<Memory>,
     key: EventKey,
     event: EventId,
+    /// Whether the id is worth remembering.
+    repeatable: bool,
+    body: Fingerprint,
     /// Says whose claim it is, so that nobody settles or releases another's.
     owner: u64,
     settled: bool,
+    /// The same claim among all replicas.
+    remote: Option<Remote>,
 }
 
 impl Claimed {
-    /// Remembers the event as accepted, and wakes the twins that wait for it.
+    /// Remembers the event as accepted: at once in this process, where the twins that wait for it are woken, and then in the
+    /// shared store, which is waited for no longer than its time budget.
     ///
     /// # Panics
     /// When `handoff` is another event's.
-    pub fn settle(mut self, handoff: &Handoff) -> Accepted {
+    ///
+    /// # Cancel safety
+    /// From its first poll on this process remembers; the shared store may not.
+    pub async fn settle(mut self, handoff: &Handoff) -> Accepted {
         assert_eq!(handoff.event(), self.key, "a claim is settled by the handoff of its own event");
-        self.memory.commit(self.key, self.owner);
-        self.settled = true;
+        if self.repeatable {
+            self.memory.commit(self.key, self.owner, self.body);
+            self.settled = true;
+        }
+        if let Some(remote) = self.remote.take() {
+            remote.commit(self.body).await;
+        }
         Accepted::new(AcceptedAs::Delivered, self.event.clone())
+    }
+
+    /// The event turned out to be a repeat of what another replica accepted with the body `accepted`.
+    fn accepted_elsewhere(mut self, accepted: Fingerprint) -> Duplicate {
+        self.memory.commit_for(self.key, self.owner, accepted, REMEMBERED_FOR_OTHERS);
+        self.settled = true;
+        Duplicate { event: self.event.clone(), same_body: accepted == self.body }
+    }
+}
+
+impl std::fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claimed").field("key", &self.key).field("settled", &self.settled).finish_non_exhaustive()
     }
 }
 
@@ -101,9 +259,15 @@ impl Twin {
 #[derive(Debug)]
 pub struct Duplicate {
     event: EventId,
+    same_body: bool,
 }
 
 impl Duplicate {
+    /// Whether the accepted event had the same body.
+    pub fn has_same_body(&self) -> bool {
+        self.same_body
+    }
+
     /// Accepts the repeat as what it is.
     pub fn accept(self) -> Accepted {
         Accepted::new(AcceptedAs::Duplicate, self.event)
@@ -115,12 +279,20 @@ impl Memory {
     pub fn claim(self: &Arc<Self>, event: &Authenticated<Event>) -> Claim {
         let id = event.id.clone();
         match self.try_claim(event.key) {
-            memory::Found::Nothing { owner } => {
-                let memory = Arc::clone(self);
-                Claim::Fresh(Claimed { memory, key: event.key, event: id, owner, settled: false })
-            }
+            memory::Found::Nothing { owner } => Claim::Fresh(Claimed {
+                memory: Arc::clone(self),
+                key: event.key,
+                event: id,
+                repeatable: event.repeatable,
+                body: event.fingerprint,
+                owner,
+                settled: false,
+                remote: None,
+            }),
             memory::Found::InFlight(ended) => Claim::InFlight(Twin { ended }),
-            memory::Found::Accepted => Claim::Duplicate(Duplicate { event: id }),
+            memory::Found::Accepted(body) => {
+                Claim::Duplicate(Duplicate { event: id, same_body: body == event.fingerprint })
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use hookgate_core::{
     event::SinkId,
     observe::{Observation, Observer},
 };
-use hookgate_http::admin::{Readiness, SinkReadiness};
+use hookgate_http::admin::{PartReadiness, Readiness};
 
 /// How often the watchdog is fed.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -33,10 +33,13 @@ pub(super) struct Health {
     draining: AtomicBool,
     /// Milliseconds after `begun`.
     last_tick: AtomicU64,
-    sinks: Mutex<Vec<SinkHealth>>,
+    sinks: Mutex<Vec<PartHealth>>,
+    /// The dedup store that replicas share, if they do. Readiness does not depend on it: hookgate answers without.
+    dedup: Option<Mutex<PartHealth>>,
 }
 
-struct SinkHealth {
+/// A broker, or the dedup store.
+struct PartHealth {
     name: String,
     up: bool,
     ever_up: bool,
@@ -45,21 +48,15 @@ struct SinkHealth {
 }
 
 impl Health {
-    pub(super) fn new(sinks: &[SinkId]) -> Self {
+    pub(super) fn new(sinks: &[SinkId], shares_dedup: bool) -> Self {
         let begun = Instant::now();
-        let sink = |id: &SinkId| SinkHealth {
-            name: id.name().to_owned(),
-            up: false,
-            ever_up: false,
-            cause: Some("not connected yet".to_owned()),
-            since: begun,
-        };
         Self {
             begun,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             last_tick: AtomicU64::new(0),
-            sinks: Mutex::new(sinks.iter().map(sink).collect()),
+            sinks: Mutex::new(sinks.iter().map(|sink| PartHealth::new(sink.name(), begun)).collect()),
+            dedup: shares_dedup.then(|| Mutex::new(PartHealth::new("dedup", begun))),
         }
     }
 
@@ -81,7 +78,7 @@ impl Health {
     }
 
     pub(super) fn ready(&self) -> Readiness {
-        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        let sinks = lock(&self.sinks);
         let all_met = sinks.iter().all(|sink| sink.ever_up) || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
         let reason = if self.draining.load(Ordering::Acquire) {
             Some("draining")
@@ -92,14 +89,9 @@ impl Health {
         } else {
             None
         };
-        let state = |sink: &SinkHealth| SinkReadiness {
-            name: sink.name.clone(),
-            up: sink.up,
-            cause: sink.cause.clone(),
-            for_seconds: sink.since.elapsed().as_secs(),
-        };
-        let sinks = sinks.iter().map(state).collect();
-        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks }
+        let sinks = sinks.iter().map(PartHealth::show).collect();
+        let dedup = self.dedup.as_ref().map(|dedup| lock(dedup).show());
+        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks, dedup }
     }
 
     fn age_ms(&self) -> u64 {
@@ -107,14 +99,41 @@ impl Health {
     }
 
     fn set(&self, sink: &SinkId, up: bool, cause: Option<String>) {
-        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        let sink = &mut sinks[sink.index()];
-        if sink.up != up {
-            sink.since = Instant::now();
+        lock(&self.sinks)[sink.index()].set(up, cause);
+    }
+
+    fn set_dedup(&self, up: bool, cause: Option<String>) {
+        if let Some(dedup) = &self.dedup {
+            lock(dedup).set(up, cause);
         }
-        sink.up = up;
-        sink.ever_up |= up;
-        sink.cause = cause;
+    }
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PartHealth {
+    fn new(name: &str, since: Instant) -> Self {
+        Self { name: name.to_owned(), up: false, ever_up: false, cause: Some("not connected yet".to_owned()), since }
+    }
+
+    fn set(&mut self, up: bool, cause: Option<String>) {
+        if self.up != up {
+            self.since = Instant::now();
+        }
+        self.up = up;
+        self.ever_up |= up;
+        self.cause = cause;
+    }
+
+    fn show(&self) -> PartReadiness {
+        PartReadiness {
+            name: self.name.clone(),
+            up: self.up,
+            cause: self.cause.clone(),
+            for_seconds: self.since.elapsed().as_secs(),
+        }
     }
 }
 
@@ -123,6 +142,8 @@ impl Observer for Health {
         match observation {
             Observation::SinkUp { sink } => self.set(sink, true, None),
             Observation::SinkDown { sink, cause } => self.set(sink, false, Some(cause.to_string())),
+            Observation::DedupStoreUp => self.set_dedup(true, None),
+            Observation::DedupStoreDown { cause } => self.set_dedup(false, Some(cause.to_string())),
             _ => {}
         }
     }
@@ -135,7 +156,7 @@ mod tests {
     #[test]
     fn a_sink_that_was_reached_once_keeps_the_process_ready() {
         let sink = SinkId::new(0, "js");
-        let health = Health::new(std::slice::from_ref(&sink));
+        let health = Health::new(std::slice::from_ref(&sink), true);
         assert_eq!(health.ready().reason, Some("starting"));
         health.started();
         assert!(!health.ready().ready, "not reached yet");
@@ -145,6 +166,7 @@ mod tests {
         let readiness = health.ready();
         assert!(readiness.ready);
         assert_eq!((readiness.sinks[0].up, readiness.sinks[0].cause.as_deref()), (false, Some("gone")));
+        assert_eq!(readiness.dedup.map(|dedup| dedup.up), Some(false), "told, and no reason not to be ready");
         health.draining();
         assert_eq!(health.ready().reason, Some("draining"));
     }

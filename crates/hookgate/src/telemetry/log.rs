@@ -11,7 +11,7 @@ use std::{
 use hookgate_core::{
     auth::AuthFailure,
     event::SinkId,
-    observe::{AttemptResult, Chain, Observation, Observer, Outcome},
+    observe::{AttemptResult, Chain, DedupOperation, Observation, Observer, Outcome},
     sink::PublishError,
 };
 use tracing_subscriber::EnvFilter;
@@ -49,6 +49,10 @@ pub(super) struct Log {
     refusals: Vec<[Limiter; AuthFailure::ALL.len()]>,
     /// For each source: some handshakes need no proof, so anybody can have them answered.
     handshakes: Vec<Limiter>,
+    /// For each source.
+    mismatches: Vec<Limiter>,
+    /// For each operation on the dedup store.
+    dedup: [Limiter; DedupOperation::ALL.len()],
     accept_failures: Limiter,
 }
 
@@ -59,6 +63,8 @@ impl Log {
             failures: (0..sinks).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
             refusals: (0..sources).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
             handshakes: (0..sources).map(|_| Limiter::default()).collect(),
+            mismatches: (0..sources).map(|_| Limiter::default()).collect(),
+            dedup: std::array::from_fn(|_| Limiter::default()),
             accept_failures: Limiter::default(),
         }
     }
@@ -117,6 +123,21 @@ impl Observer for Log {
             Observation::SinkUp { sink } => tracing::info!(%sink, "sink is up"),
             Observation::SinkDown { sink, cause } => tracing::warn!(%sink, %cause, "sink is down"),
             Observation::SinkNotice { sink, message, detail } => tracing::warn!(%sink, %detail, "{message}"),
+            Observation::DedupOperated { operation, error: Some(error), .. } => {
+                if let Some(suppressed) = self.dedup[operation.index()].pass(self.begun.elapsed()) {
+                    let (operation, reason, error) = (operation.label(), error.reason.label(), Chain(*error));
+                    tracing::warn!(operation, reason, suppressed, %error, "the dedup store was of no help; duplicates are possible");
+                }
+            }
+            Observation::DedupStoreUp => tracing::info!("dedup store is up"),
+            Observation::DedupStoreDown { cause } => tracing::warn!(%cause, "dedup store is down"),
+            Observation::DedupStoreNotice { message } => tracing::warn!(message, "the dedup store is set up unwisely"),
+            Observation::PayloadMismatch { event } => {
+                if let Some(suppressed) = self.mismatches[event.source.index()].pass(self.begun.elapsed()) {
+                    let (source, event_id) = (&event.source, event.id.as_str());
+                    tracing::warn!(%source, event_id, suppressed, "an event has an id that was accepted with another body");
+                }
+            }
             Observation::SecretReplaced { name } => tracing::info!(secret = name, "a changed secret is in use"),
             Observation::SecretKept { name, cause } => {
                 tracing::warn!(secret = name, %cause, "a secret cannot be read any more; the value from before stays in use");
@@ -133,6 +154,7 @@ impl Observer for Log {
             | Observation::SenderVerified { .. }
             | Observation::EventReceived { .. }
             | Observation::DedupChecked { .. }
+            | Observation::DedupOperated { error: None, .. }
             | Observation::PublishStarted { .. }
             | Observation::PublishAttempted { .. }
             | Observation::PublishFinished { error: None, .. } => {}

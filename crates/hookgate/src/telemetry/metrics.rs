@@ -8,8 +8,9 @@ use std::{
 
 use hookgate_core::{
     auth::{AuthFailure, Credential, Proof},
+    dedup::StoreReason,
     event::{SinkId, SourceId},
-    observe::{AttemptResult, DedupResult, Observation, Observer, Outcome, Rejection},
+    observe::{AttemptResult, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection},
 };
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -28,6 +29,7 @@ const UNKNOWN_SOURCE: &str = "unknown";
 
 const SECONDS_TO_ANSWER: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const SECONDS_TO_PUBLISH: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const SECONDS_TO_CLAIM: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 const BODY_BYTES: &[f64] =
     &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
@@ -49,6 +51,8 @@ struct Series {
     requests_in_flight: Gauge,
     dedup_checks: Vec<Counter>,
     dedup_entries: Gauge,
+    /// Only where there is one: a gauge that is 0 for good would raise an alarm.
+    dedup_store: Option<DedupStoreMetrics>,
     secrets_replaced: Counter,
     keys_fetched: Counter,
     key_fetches_failed: Counter,
@@ -65,12 +69,20 @@ struct SourceMetrics {
     handshakes_answered: Counter,
     handshakes_refused: Counter,
     handshakes_failed: Counter,
+    payload_mismatches: Counter,
     received: Counter,
     outcomes: Vec<Counter>,
     in_flight: Gauge,
     body_bytes: Histogram,
     end_to_end: Histogram,
     last_received: Gauge,
+}
+
+struct DedupStoreMetrics {
+    seconds: Vec<Histogram>,
+    errors: Vec<Counter>,
+    commit_failures: Counter,
+    up: Gauge,
 }
 
 struct SinkMetrics {
@@ -87,7 +99,7 @@ struct SinkMetrics {
 
 impl Metrics {
     /// `sources` with everything that can verify their requests.
-    pub(super) fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) -> Self {
+    pub(super) fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], shares_dedup: bool) -> Self {
         let buckets = |builder: PrometheusBuilder, name: &str, values| {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), values).expect("the buckets are not empty")
         };
@@ -96,6 +108,7 @@ impl Metrics {
         let builder = buckets(builder, "hookgate_http_request_body_bytes", BODY_BYTES);
         let builder = buckets(builder, "hookgate_event_end_to_end_seconds", SECONDS_TO_ANSWER);
         let builder = buckets(builder, "hookgate_publish_duration_seconds", SECONDS_TO_PUBLISH);
+        let builder = buckets(builder, "hookgate_dedup_operation_duration_seconds", SECONDS_TO_CLAIM);
         let recorder = builder.build_recorder();
         let process = metrics_process::Collector::default();
         // Handles belong to the recorder that is current when they are made.
@@ -103,7 +116,7 @@ impl Metrics {
             describe();
             process.describe();
             gauge!("hookgate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            Series::new(sources, sinks)
+            Series::new(sources, sinks, shares_dedup)
         });
         Self { handle: recorder.handle(), recorder, process, series }
     }
@@ -134,7 +147,7 @@ impl Metrics {
 }
 
 impl Series {
-    fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) -> Self {
+    fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], shares_dedup: bool) -> Self {
         let fetches = |result| counter!("hookgate_key_fetches_total", "result" => result);
         let check = |result: &DedupResult| counter!("hookgate_dedup_checks_total", "result" => result.label());
         Self {
@@ -151,6 +164,7 @@ impl Series {
             requests_in_flight: gauge!("hookgate_http_requests_in_flight"),
             dedup_checks: DedupResult::ALL.iter().map(check).collect(),
             dedup_entries: gauge!("hookgate_dedup_entries"),
+            dedup_store: shares_dedup.then(DedupStoreMetrics::new),
             secrets_replaced: counter!("hookgate_secrets_replaced_total"),
             keys_fetched: fetches("ok"),
             key_fetches_failed: fetches("error"),
@@ -181,6 +195,7 @@ impl SourceMetrics {
             handshakes_answered: handshakes("answered"),
             handshakes_refused: handshakes("refused"),
             handshakes_failed: handshakes("failed"),
+            payload_mismatches: counter!("hookgate_dedup_payload_mismatch_total", "source" => source.clone()),
             received: counter!("hookgate_events_received_total", "source" => source.clone()),
             outcomes: Outcome::ALL.iter().map(outcome).collect(),
             in_flight: gauge!("hookgate_events_in_flight", "source" => source.clone()),
@@ -199,6 +214,34 @@ impl SourceMetrics {
             if let Some((_, counter)) = self.verified.iter().find(|(known, _)| known == credential) {
                 counter.increment(1);
             }
+        }
+    }
+}
+
+impl DedupStoreMetrics {
+    fn new() -> Self {
+        let seconds = |operation: &DedupOperation| histogram!("hookgate_dedup_operation_duration_seconds", "operation" => operation.label());
+        let errors = |reason: &StoreReason| counter!("hookgate_dedup_store_errors_total", "reason" => reason.label());
+        Self {
+            seconds: DedupOperation::ALL.iter().map(seconds).collect(),
+            errors: StoreReason::ALL.iter().map(errors).collect(),
+            commit_failures: counter!("hookgate_dedup_commit_failures_total"),
+            up: gauge!("hookgate_dedup_store_up"),
+        }
+    }
+
+    fn observe(&self, observation: &Observation<'_>) {
+        match observation {
+            Observation::DedupOperated { operation, elapsed, error } => {
+                self.seconds[operation.index()].record(*elapsed);
+                if let Some(error) = error {
+                    self.errors[error.reason.index()].increment(1);
+                    self.commit_failures.increment(u64::from(*operation == DedupOperation::Commit));
+                }
+            }
+            Observation::DedupStoreUp => self.up.set(1.0),
+            Observation::DedupStoreDown { .. } => self.up.set(0.0),
+            _ => {}
         }
     }
 }
@@ -275,6 +318,14 @@ impl Observer for Metrics {
                 }
             }
             Observation::DedupChecked { result } => self.series.dedup_checks[result.index()].increment(1),
+            Observation::DedupOperated { .. } | Observation::DedupStoreUp | Observation::DedupStoreDown { .. } => {
+                if let Some(store) = &self.series.dedup_store {
+                    store.observe(observation);
+                }
+            }
+            Observation::PayloadMismatch { event } => {
+                self.source(Some(&event.source)).payload_mismatches.increment(1);
+            }
             Observation::PublishStarted { sink } => self.sink(sink).in_flight.increment(1.0),
             Observation::PublishAttempted { sink, attempt, result, elapsed } => {
                 let metrics = self.sink(sink);
@@ -301,6 +352,7 @@ impl Observer for Metrics {
             Observation::SinkDown { sink, .. } => self.sink(sink).up.set(0.0),
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
             Observation::SinkNotice { .. }
+            | Observation::DedupStoreNotice { .. }
             | Observation::SecretKept { .. }
             | Observation::SubscriptionConfirmed { error: None, .. } => {}
         }
@@ -325,6 +377,16 @@ fn describe() {
     describe_counter!("hookgate_key_fetches_total", "Fetches of keys and certificates that verification needs.");
     describe_counter!("hookgate_events_total", "Authenticated requests by what became of them.");
     describe_counter!("hookgate_dedup_checks_total", "What the dedup memory knew of each event.");
+    describe_counter!("hookgate_dedup_store_errors_total", "Operations that the shared dedup store failed, by reason.");
+    describe_counter!(
+        "hookgate_dedup_commit_failures_total",
+        "Delivered events that the shared dedup store was not told of."
+    );
+    describe_counter!(
+        "hookgate_dedup_payload_mismatch_total",
+        "Events with an id that was accepted with another body."
+    );
+    describe_gauge!("hookgate_dedup_store_up", "1 while the shared dedup store can be used.");
     describe_counter!("hookgate_publish_attempts_total", "Attempts to publish, by result.");
     describe_counter!("hookgate_publish_retries_total", "Attempts after the first for one message.");
     describe_counter!("hookgate_publish_failures_total", "Messages that were not acknowledged by any attempt.");
@@ -344,6 +406,7 @@ fn describe() {
     let seconds = |name: &'static str, what: &'static str| describe_histogram!(name, Unit::Seconds, what);
     seconds("hookgate_http_request_duration_seconds", "From a request's head to its answer.");
     seconds("hookgate_event_end_to_end_seconds", "From an event's last byte to the last acknowledgement.");
+    seconds("hookgate_dedup_operation_duration_seconds", "One operation of the shared dedup store.");
     seconds("hookgate_publish_duration_seconds", "One attempt to publish.");
     describe_histogram!("hookgate_http_request_body_bytes", Unit::Bytes, "Lengths of authenticated bodies.");
 }
@@ -355,7 +418,8 @@ mod tests {
     #[test]
     fn every_series_exists_before_the_first_event() {
         let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
-        let metrics = Metrics::new(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")]);
+        let metrics =
+            Metrics::new(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")], true);
         let page = metrics.render(0);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
@@ -366,6 +430,9 @@ mod tests {
             r#"hookgate_handshakes_total{source="openclaw",result="answered"} 0"#,
             r#"hookgate_publish_attempts_total{sink="events",result="timeout"} 0"#,
             r#"hookgate_dedup_checks_total{result="takeover"} 0"#,
+            r#"hookgate_dedup_operation_duration_seconds_count{operation="commit"} 0"#,
+            r#"hookgate_dedup_store_errors_total{reason="timeout"} 0"#,
+            r#"hookgate_dedup_payload_mismatch_total{source="openclaw"} 0"#,
             r#"hookgate_sink_up{sink="events"} 0"#,
             r#"hookgate_event_end_to_end_seconds_count{source="openclaw",path="direct"} 0"#,
         ] {
@@ -376,7 +443,7 @@ mod tests {
     #[test]
     fn an_event_is_counted_where_it_belongs() {
         let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
-        let metrics = Metrics::new(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink));
+        let metrics = Metrics::new(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink), false);
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
@@ -387,5 +454,6 @@ mod tests {
         );
         assert!(page.contains(r#"hookgate_events_in_flight{source="openclaw"} 0"#));
         assert!(page.contains("hookgate_dedup_entries 1"));
+        assert!(!page.contains("hookgate_dedup_store_up"), "there is none that could be down");
     }
 }
