@@ -53,6 +53,8 @@ pub struct TestEvent {
     /// Name and place of each attribute.
     attributes: BTreeMap<String, String>,
     event_type: Option<String>,
+    event_id: Value,
+    dedup: Value,
     received_at: SystemTime,
     route: String,
 }
@@ -66,6 +68,8 @@ impl TestEvent {
             forwarded: Vec::new(),
             attributes: BTreeMap::new(),
             event_type: None,
+            event_id: json!([format!("header:{ID_HEADER}")]),
+            dedup: json!({}),
             received_at: SystemTime::now(),
             route: "test-route".to_owned(),
         };
@@ -117,6 +121,20 @@ impl TestEvent {
         self
     }
 
+    /// Of a source with these candidates, as in `event_id`.
+    #[must_use]
+    pub fn event_id(mut self, candidates: Value) -> Self {
+        self.event_id = candidates;
+        self
+    }
+
+    /// Of a source with this `dedup` table.
+    #[must_use]
+    pub fn dedup(mut self, table: Value) -> Self {
+        self.dedup = table;
+        self
+    }
+
     /// Received at this time.
     #[must_use]
     pub fn received_at(mut self, at: SystemTime) -> Self {
@@ -137,7 +155,8 @@ impl TestEvent {
         let config = json!({
             "path": PATH,
             "verify": [{ "scheme": "bearer", "secrets": [TOKEN] }],
-            "event_id": [format!("header:{ID_HEADER}")],
+            "event_id": self.event_id,
+            "dedup": self.dedup,
             "event_type": types,
             "attributes": self.attributes,
             "forward_headers": self.forwarded,

@@ -8,7 +8,8 @@
 //! - [`openclaw`]: requests as OpenClaw really sent them.
 //! - [`sender`]: requests of any source, signed by the source itself; [`tls`]: a TLS server that vouches for itself.
 //! - [`event`]: events, messages and pipelines, made through core's own doors.
-//! - [`fake_sink`]: a sink in memory that does as it is told; [`recorder`]: an observer that keeps what happens.
+//! - [`fake_sink`], [`fake_store`]: a sink and a claim store in memory that do as they are told; [`recorder`]: an observer
+//!   that keeps what happens.
 //! - [`conformance`]: what every sink must do, run against its real broker.
 //!
 //! This is a test tool: where the arrangement itself fails (no broker installed, a limit that passed), it panics and
@@ -17,6 +18,7 @@
 pub mod conformance;
 pub mod event;
 pub mod fake_sink;
+pub mod fake_store;
 pub mod http;
 pub mod nats;
 pub mod nats_wire;
