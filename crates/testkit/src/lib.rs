@@ -3,7 +3,8 @@
 //! - [`process`]: a child process with its log, its signals and a sure end; free ports; waiting for a condition.
 //! - [`nats`]: a real `nats-server`, to be started, killed, paused, restarted and reconfigured.
 //! - [`nats_wire`]: a reader of JetStream that shares no code with the client library under test.
-//! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses and cuts.
+//! - [`redis`]: a real `redis-server`, alone, as a cluster or behind a Sentinel; [`redis_wire`]: a reader of it, likewise.
+//! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses, cuts and forges.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
 //! - [`sender`]: requests of any source, signed by the source itself; [`tls`]: a TLS server that vouches for itself.
@@ -26,5 +27,7 @@ pub mod openclaw;
 pub mod process;
 pub mod proxy;
 pub mod recorder;
+pub mod redis;
+pub mod redis_wire;
 pub mod sender;
 pub mod tls;

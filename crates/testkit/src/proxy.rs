@@ -42,6 +42,14 @@ pub enum ProxyMode {
     Refuse,
     /// Forwards what the client sends and drops what the server answers.
     SwallowReplies,
+    /// Forwards everything, with `from` replaced by `to` in what the client sends. Both have the same length. Where `from` is
+    /// split between two reads it is not found, which for a command of some bytes does not happen on a loopback.
+    Rewrite {
+        /// What is looked for.
+        from: &'static [u8],
+        /// What stands in its place.
+        to: &'static [u8],
+    },
     /// Cuts each connection when it has sent this many further bytes to the server; they still arrive there.
     CutAfter(u64),
     /// Cuts each connection after a pseudo-random number of further bytes in both directions together: anything from
@@ -92,6 +100,9 @@ impl FaultProxy {
 
     /// Changes the mode, for live connections too. On return it is in force.
     pub async fn set_mode(&self, mode: ProxyMode) {
+        if let ProxyMode::Rewrite { from, to } = mode {
+            assert!(from.len() == to.len() && !from.is_empty(), "lengths stand elsewhere in most protocols");
+        }
         self.order(|done| Order::SetMode(mode, done)).await;
     }
 
@@ -359,6 +370,9 @@ impl Gate<'_> {
         if setting.mode == ProxyMode::SwallowReplies && self.way == Way::Down {
             return Ok(());
         }
+        if let (ProxyMode::Rewrite { from, to }, Way::Up) = (setting.mode, self.way) {
+            return self.to.write_all(&rewrite(bytes, from, to)).await;
+        }
         let spent = self.budget.lock().unwrap_or_else(PoisonError::into_inner).spend(setting, self.way, bytes.len());
         match spent {
             Spent::Within => self.to.write_all(bytes).await,
@@ -368,6 +382,17 @@ impl Gate<'_> {
             }
         }
     }
+}
+
+fn rewrite(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut rewritten = bytes.to_vec();
+    let mut place = 0;
+    while let Some(found) = rewritten[place..].windows(from.len()).position(|window| window == from) {
+        place += found;
+        rewritten[place..place + to.len()].copy_from_slice(to);
+        place += to.len();
+    }
+    rewritten
 }
 
 async fn sleep_until(instant: Option<Instant>) {

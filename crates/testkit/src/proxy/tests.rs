@@ -246,3 +246,15 @@ async fn dropping_the_proxy_cuts_its_connections() {
     drop(proxy);
     assert_eq!(end(&mut stream).await, io::ErrorKind::ConnectionReset);
 }
+
+#[tokio::test]
+async fn rewriting_replaces_what_the_client_sends_and_nothing_else() {
+    let echo = Echo::start().await;
+    let proxy = FaultProxy::start(format!("127.0.0.1:{}", echo.port)).await;
+    proxy.set_mode(ProxyMode::Rewrite { from: b"ab", to: b"xy" }).await;
+    let mut client = TcpStream::connect(proxy.address()).await.expect("the proxy accepts");
+    client.write_all(b"abcab a b").await.expect("it reads");
+    let mut echoed = [0; 9];
+    client.read_exact(&mut echoed).await.expect("it echoes");
+    assert_eq!(&echoed, b"xycxy a b");
+}
