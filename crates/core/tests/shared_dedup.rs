@@ -212,7 +212,8 @@ async fn a_claim_that_the_stores_clock_does_not_end_is_taken_over_after_its_leas
     // What a crash leaves behind: a claim that nobody releases.
     store.suffer(Fault::Down);
     assert!(first.await.expect("no panic").is_err());
-    wait_until(LIMIT, "the release has failed", async || one.recorder.count("dedup_operated operation=release") == 1).await;
+    wait_until(LIMIT, "the release has failed", async || one.recorder.count("dedup_operated operation=release") == 1)
+        .await;
     store.suffer(Fault::None);
     assert_eq!(other.outcome(&event()).await, Err(Refused::InProgress), "it may be alive");
     tokio::time::sleep(LEASE).await;
@@ -265,9 +266,8 @@ async fn an_id_with_another_body_is_an_event_of_its_own_where_the_source_says_so
 #[tokio::test(start_paused = true)]
 async fn events_without_an_id_are_dealt_with_as_their_source_says() {
     let (store, one, _) = replicas();
-    let event = |policy: &str| {
-        TestEvent::new("").event_id(json!(["header:x-absent"])).dedup(json!({ "missing_id": policy }))
-    };
+    let event =
+        |policy: &str| TestEvent::new("").event_id(json!(["header:x-absent"])).dedup(json!({ "missing_id": policy }));
     assert_eq!(one.outcome(&TestEvent::new("").event_id(json!(["header:x-absent"]))).await, Ok(AcceptedAs::Delivered));
     assert_eq!(one.outcome(&event("body-sha256")).await, Ok(AcceptedAs::Duplicate), "that is the default");
     assert_eq!(one.outcome(&event("body-sha256").body("2")).await, Ok(AcceptedAs::Delivered));

@@ -12,8 +12,8 @@ use std::{
 
 use tempfile::TempDir;
 
-pub use crate::redis_wire::{RedisValue, RedisWire};
 use crate::process::{self, Process, wait_until};
+pub use crate::redis_wire::{RedisValue, RedisWire};
 
 /// Longest wait for a start, a stop or a failover.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -154,7 +154,9 @@ async fn boot(dir: &TempDir) -> Process {
             panic!("redis-server ended while it started ({status}); its log:\n{}", process.log());
         }
         match try_wire(dir).await {
-            Ok(mut wire) => wire.try_command(&["PING"]).await.is_ok_and(|pong| pong == RedisValue::Simple("PONG".into())),
+            Ok(mut wire) => {
+                wire.try_command(&["PING"]).await.is_ok_and(|pong| pong == RedisValue::Simple("PONG".into()))
+            }
             Err(_) => false,
         }
     })
@@ -291,7 +293,8 @@ impl RedisSentinel {
         wait_until(LIMIT, "the replica is the master", async || {
             let mut wire = RedisWire::tcp(self.port).await.expect("the Sentinel runs");
             let address = wire.done(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME]).await;
-            let named = RedisValue::List(vec![RedisValue::Text(b"127.0.0.1".into()), RedisValue::Text(port.clone().into())]);
+            let named =
+                RedisValue::List(vec![RedisValue::Text(b"127.0.0.1".into()), RedisValue::Text(port.clone().into())]);
             let role = self.replica.wire().await.text(&["INFO", "replication"]).await.unwrap_or_default();
             address == named && role.contains("role:master")
         })
