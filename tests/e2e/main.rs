@@ -2,11 +2,14 @@
 
 mod bad_requests;
 mod cli;
+mod crash_points;
 mod explain;
 mod main_job;
 mod nats_faults;
 mod outbound;
 mod providers;
+mod redis_faults;
 mod relay;
+mod replicas;
 mod secrets;
 mod shutdown;

@@ -56,6 +56,11 @@ pub(crate) fn to_nats(server: &str) -> String {
     )
 }
 
+/// Deduplication that is shared in this Redis.
+pub(crate) fn shared_in(redis: &str) -> String {
+    format!("[dedup.redis]\nurl = \"{redis}\"\n")
+}
+
 /// Makes the stream that [`to_nats`] publishes to.
 pub(crate) async fn create_stream(server: &NatsServer) {
     let config = serde_json::json!({ "name": "HOOKS", "subjects": ["openclaw.>"], "storage": "file" });
@@ -166,6 +171,31 @@ impl Relay {
             text.lines().map(|line| serde_json::from_str(line).expect("one JSON object a line")).collect::<Vec<Value>>()
         });
         lines.collect()
+    }
+
+    /// The value of one series of `/metrics`.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        *self.metrics().await.get(series).unwrap_or_else(|| panic!("there is no series {series}"))
+    }
+
+    /// Whether the dedup store is up, as `/readyz` says.
+    pub(crate) async fn dedup_is_up(&self) -> bool {
+        self.ready().await.1["dedup"]["up"] == true
+    }
+
+    /// Kills it (SIGKILL).
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Freezes it (SIGSTOP).
+    pub(crate) fn pause(&mut self) {
+        self.process.pause();
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&mut self) {
+        self.process.resume();
     }
 
     pub(crate) fn terminate(&mut self) {
