@@ -85,7 +85,7 @@ fn a_config_with_many_mistakes_is_told_all_of_them() {
         "sources.b.verify[0].secrets[0]: the file missing cannot be read",
         "routes[0].when: there is no source \"nobody\"",
         "routes[0].to[0].sink: there is no sink \"evnts\"",
-        "routes[0].to[1].subject: the sink events has no subjects",
+        "routes[0].to[1].subject: is not for the sink events, which has one place only",
         "(set in relay.toml)",
     ] {
         assert!(message.contains(part), "{part} is missing in:\n{message}");

@@ -179,6 +179,8 @@ pub struct Event {
     pub event_type: Arc<str>,
     /// Values that routes and consumers want without parsing the body, in the config's order.
     pub attributes: Vec<(Arc<str>, String)>,
+    /// The attribute whose events belong together; see [`Self::partition_key`].
+    pub partition_by: Option<Arc<str>>,
     /// When its last byte arrived.
     pub received_at: SystemTime,
     /// The sender's Content-Type, as sent.
@@ -205,6 +207,13 @@ impl Event {
     /// The value of the attribute `name`.
     pub fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(key, _)| &**key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What the event is about, so that all of one kind stay in order where a broker can do that: the attribute that its source
+    /// names for it, else its id, by which events are spread evenly.
+    pub fn partition_key(&self) -> &str {
+        let named = self.partition_by.as_ref().and_then(|name| self.attribute(name));
+        named.unwrap_or(self.id.as_str())
     }
 
     /// [`Self::received_at`] as RFC 3339 with milliseconds. A time that it cannot say is told as the nearest that it can: a

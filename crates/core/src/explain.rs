@@ -23,6 +23,7 @@ use crate::{
     preset::Preset,
     route::{Routed, Router},
     secret::{self, SecretRef},
+    sink::Target,
     source::{Source, SourceConfig, Surroundings},
 };
 
@@ -111,8 +112,11 @@ pub struct Verdict {
 pub struct Destination {
     /// The sink.
     pub sink: String,
-    /// The subject in it, where it has subjects.
+    /// The subject, topic, or exchange and routing key in it, where it has such.
     pub target: Option<String>,
+    /// The key, where there are keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Whether the answer depends on it.
     pub required: bool,
 }
@@ -196,9 +200,10 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
             verdict.routes = router.matching(&event);
             let destination = |leg: &crate::route::Leg| Destination {
                 sink: leg.sink.name().to_owned(),
-                target: match &leg.target {
-                    crate::sink::Target::Whole => None,
-                    crate::sink::Target::Subject(subject) => Some(subject.clone()),
+                target: (leg.target != Target::Whole).then(|| leg.target.to_string()),
+                key: match &leg.target {
+                    Target::Topic { key, .. } => Some(key.clone()),
+                    Target::Whole | Target::Subject(_) | Target::Exchange { .. } => None,
                 },
                 required: leg.required,
             };

@@ -31,6 +31,8 @@ pub struct Preset {
     /// Attributes with the places to look at, in order.
     #[serde(default)]
     pub attributes: BTreeMap<String, Places>,
+    /// The attribute whose events belong together.
+    pub partition_by: Option<String>,
     /// What its bodies are.
     #[serde(default)]
     pub body: BodyKind,

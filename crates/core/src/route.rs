@@ -45,6 +45,33 @@ pub struct DestinationConfig {
     /// The subject, for a sink of type `nats`; a template like `"openclaw.{attr.job}"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
+    /// The topic, for a sink of type `kafka`; a template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// The key that chooses the partition, beside `topic`; a template. Default: `"{partition_key}"`, so that events which
+    /// belong together stay in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The exchange, for a sink of type `amqp`; a template. Default: `""`, AMQP's default exchange, where the routing key is
+    /// the name of a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<String>,
+    /// The routing key, for a sink of type `amqp`; a template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing_key: Option<String>,
+}
+
+impl DestinationConfig {
+    /// What is written in it besides the sink, with the addressing that it belongs to.
+    fn written(&self) -> [(&'static str, &Option<String>, Addressing); 5] {
+        [
+            ("subject", &self.subject, Addressing::Subject),
+            ("topic", &self.topic, Addressing::Topic),
+            ("key", &self.key, Addressing::Topic),
+            ("exchange", &self.exchange, Addressing::Exchange),
+            ("routing_key", &self.routing_key, Addressing::Exchange),
+        ]
+    }
 }
 
 fn required() -> bool {
@@ -179,6 +206,21 @@ struct Destination {
 enum TargetTemplate {
     Whole,
     Subject(Template),
+    Topic { topic: Template, key: Template },
+    Exchange { exchange: Template, routing_key: Template },
+}
+
+impl TargetTemplate {
+    fn render(&self, event: &Event) -> Target {
+        match self {
+            Self::Whole => Target::Whole,
+            Self::Subject(subject) => Target::Subject(subject.render(event)),
+            Self::Topic { topic, key } => Target::Topic { topic: topic.render(event), key: key.render(event) },
+            Self::Exchange { exchange, routing_key } => {
+                Target::Exchange { exchange: exchange.render(event), routing_key: routing_key.render(event) }
+            }
+        }
+    }
 }
 
 /// The names that rules and destinations may use.
@@ -249,10 +291,7 @@ impl Router {
 /// Adds what is not there yet; a destination that one route requires is required.
 fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
     for destination in to {
-        let target = match &destination.target {
-            TargetTemplate::Whole => Target::Whole,
-            TargetTemplate::Subject(template) => Target::Subject(template.render(event)),
-        };
+        let target = destination.target.render(event);
         match legs.iter_mut().find(|leg| leg.sink == destination.sink && leg.target == target) {
             Some(leg) => leg.required |= destination.required,
             None => legs.push(Leg {
@@ -296,29 +335,87 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
         let known: Vec<_> = names.sinks.iter().map(|sink| sink.id.name()).collect();
         return Err(Problem::new("sink", format!("there is no sink {:?}; known: {}", config.sink, known.join(", "))));
     };
-    let target = match (sink.addressing, &config.subject) {
-        (Addressing::None, None) => TargetTemplate::Whole,
-        (Addressing::None, Some(_)) => {
-            return Err(Problem::new("subject", format!("the sink {} has no subjects; remove it", sink.id)));
+    let foreign = config.written().into_iter().find(|(_, text, of)| text.is_some() && *of != sink.addressing);
+    if let Some((key, ..)) = foreign {
+        return Err(Problem::new(
+            key,
+            format!("is not for the sink {}, which has {}", sink.id, places(sink.addressing)),
+        ));
+    }
+    let template = |key: &str, text: Option<&str>, grammar| {
+        let text = text.ok_or_else(|| Problem::new(key, format!("is missing: the sink {} needs one", sink.id)))?;
+        let template = Template::parse(text, grammar).map_err(|message| Problem::new(key, message))?;
+        if let Some(name) = template.attributes().find(|name| !names.attributes.iter().any(|known| known == name)) {
+            return Err(Problem::new(key, unknown_attribute(name, names)));
         }
-        (Addressing::Subject, None) => {
-            return Err(Problem::new(
-                "subject",
-                format!("is missing: the sink {} needs a subject to publish to", sink.id),
-            ));
+        Ok(template)
+    };
+    let target = match sink.addressing {
+        Addressing::None => TargetTemplate::Whole,
+        Addressing::Subject => {
+            TargetTemplate::Subject(template("subject", config.subject.as_deref(), Grammar::NatsSubject)?)
         }
-        (Addressing::Subject, Some(text)) => {
-            let template =
-                Template::parse(text, Grammar::NatsSubject).map_err(|message| Problem::new("subject", message))?;
-            if let Some(name) = template.attributes().find(|name| !names.attributes.iter().any(|known| known == name)) {
-                return Err(Problem::new("subject", unknown_attribute(name, names)));
-            }
-            TargetTemplate::Subject(template)
-        }
+        Addressing::Topic => TargetTemplate::Topic {
+            topic: template("topic", config.topic.as_deref(), Grammar::KafkaTopic)?,
+            key: template("key", config.key.as_deref().or(Some("{partition_key}")), Grammar::KafkaKey)?,
+        },
+        Addressing::Exchange => TargetTemplate::Exchange {
+            exchange: template("exchange", config.exchange.as_deref().or(Some("")), Grammar::AmqpName)?,
+            routing_key: template("routing_key", config.routing_key.as_deref(), Grammar::AmqpName)?,
+        },
     };
     Ok((sink.id.clone(), target))
 }
 
+/// What the places in a sink are, for the operator.
+fn places(addressing: Addressing) -> &'static str {
+    match addressing {
+        Addressing::None => "one place only",
+        Addressing::Subject => "subjects",
+        Addressing::Topic => "topics and keys",
+        Addressing::Exchange => "exchanges and routing keys",
+    }
+}
+
 fn unknown_attribute(name: &str, names: &Names<'_>) -> String {
     format!("no source has an attribute {name:?}; known: {}", names.attributes.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(destination: serde_json::Value, addressing: Addressing) -> Vec<String> {
+        let routes: Vec<RouteConfig> =
+            serde_json::from_value(serde_json::json!([{ "to": [destination] }])).expect("well-formed");
+        let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing }];
+        let names = Names { sinks: &sinks, sources: &[], attributes: &["job".to_owned()] };
+        let router = Router::compile(&routes, &UnroutedConfig::default(), &names);
+        router.err().unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_destination_names_what_its_sink_has() {
+        use serde_json::json;
+        for (addressing, good) in [
+            (Addressing::None, json!({ "sink": "s" })),
+            (Addressing::Subject, json!({ "sink": "s", "subject": "a.{attr.job}" })),
+            (Addressing::Topic, json!({ "sink": "s", "topic": "a" })),
+            (Addressing::Topic, json!({ "sink": "s", "topic": "a-{type}", "key": "{attr.job}" })),
+            (Addressing::Exchange, json!({ "sink": "s", "routing_key": "queue" })),
+            (Addressing::Exchange, json!({ "sink": "s", "exchange": "e", "routing_key": "a.{attr.job}" })),
+        ] {
+            assert_eq!(problems(good.clone(), addressing), [] as [&str; 0], "{good}");
+        }
+        for (addressing, bad, said) in [
+            (Addressing::Topic, json!({ "sink": "s" }), "topic: is missing"),
+            (Addressing::Exchange, json!({ "sink": "s", "exchange": "e" }), "routing_key: is missing"),
+            (Addressing::Subject, json!({ "sink": "s", "subject": "a", "key": "b" }), "key: is not for the sink s"),
+            (Addressing::Topic, json!({ "sink": "s", "topic": "{attr.jb}" }), "no source has an attribute \"jb\""),
+            (Addressing::Topic, json!({ "sink": "s", "topic": "a/b" }), "is not a Kafka topic"),
+        ] {
+            let found = problems(bad.clone(), addressing);
+            assert!(found.len() == 1 && found[0].contains(said), "{bad}: {found:?}");
+        }
+    }
 }

@@ -53,6 +53,10 @@ pub enum Addressing {
     None,
     /// A subject.
     Subject,
+    /// A topic, and the key that chooses a partition of it.
+    Topic,
+    /// An exchange and a routing key.
+    Exchange,
 }
 
 /// Where in a sink a message goes, rendered for one event.
@@ -62,6 +66,20 @@ pub enum Target {
     Whole,
     /// This subject.
     Subject(String),
+    /// This topic, in the partition of this key.
+    Topic {
+        /// The topic.
+        topic: String,
+        /// The key.
+        key: String,
+    },
+    /// This exchange, with this routing key.
+    Exchange {
+        /// The exchange; empty for the default one, where the routing key is the name of a queue.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+    },
 }
 
 impl fmt::Display for Target {
@@ -69,6 +87,8 @@ impl fmt::Display for Target {
         match self {
             Self::Whole => f.write_str("-"),
             Self::Subject(subject) => f.write_str(subject),
+            Self::Topic { topic, .. } => f.write_str(topic),
+            Self::Exchange { exchange, routing_key } => write!(f, "{exchange}/{routing_key}"),
         }
     }
 }

@@ -51,6 +51,10 @@ pub struct SourceConfig {
     /// Values for routes, templates and consumers: a name and the place (or places, in order) to read it from.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Places>,
+    /// The attribute whose events belong together: they get one partition key, so that Kafka keeps them in order. Default: the
+    /// preset's (`"job"` for `openclaw`), else none, and events are spread by their ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition_by: Option<String>,
     /// `"json"` refuses every other body with 400. Default: the preset's, else `"any"`, since a body that nobody can read is
     /// still worth more in the queue than lost.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,6 +151,7 @@ pub struct Source {
     identity: Identity,
     forward_headers: Vec<(HeaderName, Arc<str>)>,
     attribute_names: Vec<String>,
+    partition_by: Option<Arc<str>>,
     handshakes: Handshakes,
     /// The secrets that sign events, for handshakes that are answered with one.
     secrets: Vec<Arc<SecretSlot>>,
@@ -183,7 +188,13 @@ impl Source {
         let forward_headers = check_forwarded(&config.forward_headers, verifier.as_ref(), &mut problems);
         let attributes = merged_attributes(preset, &config.attributes);
         problems.extend(attributes.iter().filter_map(|(name, places)| check_attribute(name, places)));
-        let attribute_names = attributes.iter().map(|(name, _)| name.clone()).collect();
+        let attribute_names: Vec<String> = attributes.iter().map(|(name, _)| name.clone()).collect();
+        let partition_by =
+            config.partition_by.clone().or_else(|| preset.and_then(|preset| preset.partition_by.clone()));
+        if let Some(name) = partition_by.as_ref().filter(|name| !attribute_names.contains(name)) {
+            let known: Vec<&str> = attribute_names.iter().map(String::as_str).collect();
+            problems.push(Problem::new("partition_by", config::unknown("attribute", name, &known)));
+        }
         let event_id = match (&config.event_id, preset) {
             (Some(candidates), _) => candidates.clone(),
             (None, Some(preset)) => preset.event_id.clone(),
@@ -241,6 +252,7 @@ impl Source {
                 identity,
                 forward_headers,
                 attribute_names,
+                partition_by: partition_by.map(Arc::from),
                 handshakes,
                 reply,
                 reply_deadline: config.reply_deadline,
@@ -353,6 +365,7 @@ impl Source {
                 fingerprint: Fingerprint::of(&request.body),
                 event_type: found.event_type,
                 attributes: found.attributes,
+                partition_by: self.partition_by.clone(),
                 received_at: request.received_at,
                 content_type: text(&request.headers, &header::CONTENT_TYPE),
                 content_encoding: text(&request.headers, &header::CONTENT_ENCODING),

@@ -157,6 +157,7 @@ impl TestEvent {
             "verify": [{ "scheme": "bearer", "secrets": [TOKEN] }],
             "event_id": self.event_id,
             "dedup": self.dedup,
+            "partition_by": self.attributes.contains_key("job").then_some("job"),
             "event_type": types,
             "attributes": self.attributes,
             "forward_headers": self.forwarded,
@@ -197,11 +198,17 @@ impl TestEvent {
     pub fn to_each(&self, sink: &SinkId, targets: &[Target]) -> Vec<Message> {
         let addressing = match targets.first() {
             Some(Target::Subject(_)) => Addressing::Subject,
+            Some(Target::Topic { .. }) => Addressing::Topic,
+            Some(Target::Exchange { .. }) => Addressing::Exchange,
             Some(Target::Whole) | None => Addressing::None,
         };
         let destination = |target: &Target| match target {
             Target::Whole => json!({ "sink": sink.name() }),
             Target::Subject(subject) => json!({ "sink": sink.name(), "subject": subject }),
+            Target::Topic { topic, key } => json!({ "sink": sink.name(), "topic": topic, "key": key }),
+            Target::Exchange { exchange, routing_key } => {
+                json!({ "sink": sink.name(), "exchange": exchange, "routing_key": routing_key })
+            }
         };
         let to: Vec<Value> = targets.iter().map(destination).collect();
         let sinks = [SinkDeclaration { id: sink.clone(), addressing }];
@@ -266,6 +273,8 @@ mod tests {
         assert_eq!(event.forwarded_headers, [("x-kept".into(), "yes".to_owned())]);
         assert_eq!((event.attribute("job"), event.attribute("who")), (Some("nightly"), Some("Zoë")));
         assert_eq!(&*event.event_type, "run.finished");
+        assert_eq!(event.partition_key(), "nightly");
+        assert_eq!(TestEvent::new("7").event().partition_key(), "header:x-test-id=7");
     }
 
     #[test]
