@@ -5,7 +5,7 @@ use hookgate_testkit::{nats::NatsServer, openclaw::captures};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::relay::{OPENCLAW, PATH, Relay, TO_FILE, TOKEN, create_stream, to_nats};
+use crate::relay::{OPENCLAW, PATH, Relay, TO_FILE, TOKEN, create_stream, finished, finished_id, to_nats};
 
 /// Sends every capture twice and returns what the answers said, with the hash of each body.
 async fn send_all_twice(relay: &Relay) -> Vec<(String, Vec<u8>)> {
@@ -125,7 +125,7 @@ async fn one_event_goes_to_every_destination_of_every_route_that_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_no_route_takes_is_treated_as_the_config_says() {
     let none = "[sinks.events]\ntype = \"file\"\ndir = \"events\"\n[[routes]]\nwhen = 'type == \"other\"'\nto = [{ sink = \"events\" }]\n";
-    let body = crate::relay::finished(1);
+    let body = finished(1);
     let relay = Relay::start(&format!("{OPENCLAW}{none}")).await;
     assert_eq!((relay.post(&body).await.status, relay.stored().len()), (422, 0));
     let relay = Relay::start(&format!("{OPENCLAW}{none}[unrouted]\naction = \"drop\"\n")).await;
@@ -139,7 +139,7 @@ async fn an_event_that_no_route_takes_is_treated_as_the_config_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_books_balance_after_events_of_every_kind() {
     let relay = Relay::start(&format!("{OPENCLAW}{TO_FILE}")).await;
-    let accepted = [crate::relay::finished(1), crate::relay::finished(1), "not json".to_owned(), "{}".to_owned()];
+    let accepted = [finished(1), finished(1), "not json".to_owned(), "{}".to_owned()];
     for body in &accepted {
         assert_eq!(relay.post(body).await.status, 200);
     }
@@ -155,4 +155,21 @@ async fn the_books_balance_after_events_of_every_kind() {
     assert_eq!(metrics["hookgate_dedup_entries"], 3.0);
     assert_eq!(metrics[r#"hookgate_publish_attempts_total{sink="events",result="acked"}"#], 3.0);
     assert_eq!(metrics[r#"hookgate_http_requests_total{source="openclaw",code="200"}"#], 4.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_can_be_watched_on_standard_output() {
+    let tables = format!("{OPENCLAW}[sinks.out]\ntype = \"stdout\"\n[[routes]]\nto = [{{ sink = \"out\" }}]\n");
+    let mut relay = Relay::start(&tables).await;
+    relay.wait_until_ready().await;
+    for number in 0..3 {
+        assert_eq!(relay.post(finished(number)).await.status, 200);
+    }
+    relay.terminate();
+    assert!(relay.wait().await.success());
+    // The log of a test has both, each line by itself.
+    let log = relay.log();
+    let ids =
+        log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned));
+    assert_eq!(ids.collect::<Vec<_>>(), [finished_id(0), finished_id(1), finished_id(2)]);
 }

@@ -23,6 +23,7 @@ pub mod pipeline;
 pub mod preset;
 pub mod proofs;
 pub mod publisher;
+pub mod record;
 pub mod route;
 pub mod secret;
 pub mod sink;

@@ -385,7 +385,7 @@ fn unknown_attribute(name: &str, names: &Names<'_>) -> String {
 mod tests {
     use super::*;
 
-    fn problems(destination: serde_json::Value, addressing: Addressing) -> Vec<String> {
+    fn problems(destination: &serde_json::Value, addressing: Addressing) -> Vec<String> {
         let routes: Vec<RouteConfig> =
             serde_json::from_value(serde_json::json!([{ "to": [destination] }])).expect("well-formed");
         let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing }];
@@ -405,7 +405,7 @@ mod tests {
             (Addressing::Exchange, json!({ "sink": "s", "routing_key": "queue" })),
             (Addressing::Exchange, json!({ "sink": "s", "exchange": "e", "routing_key": "a.{attr.job}" })),
         ] {
-            assert_eq!(problems(good.clone(), addressing), [] as [&str; 0], "{good}");
+            assert_eq!(problems(&good, addressing), [] as [&str; 0], "{good}");
         }
         for (addressing, bad, said) in [
             (Addressing::Topic, json!({ "sink": "s" }), "topic: is missing"),
@@ -414,7 +414,7 @@ mod tests {
             (Addressing::Topic, json!({ "sink": "s", "topic": "{attr.jb}" }), "no source has an attribute \"jb\""),
             (Addressing::Topic, json!({ "sink": "s", "topic": "a/b" }), "is not a Kafka topic"),
         ] {
-            let found = problems(bad.clone(), addressing);
+            let found = problems(&bad, addressing);
             assert!(found.len() == 1 && found[0].contains(said), "{bad}: {found:?}");
         }
     }

@@ -13,6 +13,7 @@ use hookgate_core::{
 };
 use hookgate_sink_file as file;
 use hookgate_sink_nats as nats;
+use hookgate_sink_stdout as stdout;
 use serde::Serialize;
 
 use crate::config::Reader;
@@ -23,13 +24,14 @@ use crate::config::Reader;
 pub(crate) enum SinkConfig {
     File(file::Config),
     Nats(Box<nats::Config>),
+    Stdout(stdout::Config),
 }
 
 /// How long a broker may take to answer an inspection.
 const INSPECTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// What `type` can be.
-const TYPES: &[&str] = &["file", "nats"];
+const TYPES: &[&str] = &["file", "nats", "stdout"];
 
 impl SinkConfig {
     /// Reads the table at `key`.
@@ -44,6 +46,7 @@ impl SinkConfig {
         match kind.as_ref().and_then(Value::as_str) {
             Some("file") => reader.value(key, &rest).map(Self::File),
             Some("nats") => reader.value(key, &rest).map(|config| Self::Nats(Box::new(config))),
+            Some("stdout") => reader.value(key, &rest).map(Self::Stdout),
             Some(other) => {
                 reader.problem(Problem::new(format!("{key}.type"), unknown("sink type", other, TYPES)));
                 None
@@ -59,7 +62,7 @@ impl SinkConfig {
     /// What is wrong with it beyond its form; keys are relative to its table.
     pub(crate) fn check(&self) -> Vec<Problem> {
         match self {
-            Self::File(_) => Vec::new(),
+            Self::File(_) | Self::Stdout(_) => Vec::new(),
             Self::Nats(config) => config.check(),
         }
     }
@@ -69,6 +72,7 @@ impl SinkConfig {
         match self {
             Self::File(_) => file::ADDRESSING,
             Self::Nats(_) => nats::ADDRESSING,
+            Self::Stdout(_) => stdout::ADDRESSING,
         }
     }
 
@@ -77,6 +81,7 @@ impl SinkConfig {
         match self {
             Self::File(config) => config.max_in_flight,
             Self::Nats(config) => config.max_in_flight,
+            Self::Stdout(config) => config.max_in_flight,
         }
     }
 
@@ -85,6 +90,7 @@ impl SinkConfig {
         match self {
             Self::File(_) => "file",
             Self::Nats(_) => "nats",
+            Self::Stdout(_) => "stdout",
         }
     }
 
@@ -93,6 +99,8 @@ impl SinkConfig {
         match self {
             // Its files belong to one process, which may be running.
             Self::File(config) => file::inspect(&id, config).map_err(|error| Chain(&error).to_string()),
+            // There is nothing to ask, and what is checked here prints to the same place.
+            Self::Stdout(_) => Ok(()),
             Self::Nats(_) => {
                 let sink = self.connect(id, resolve, Arc::new(Unobserved)).await;
                 let sink = sink.map_err(|error| Chain(&*error).to_string())?;
@@ -113,6 +121,7 @@ impl SinkConfig {
         Ok(match self {
             Self::File(config) => Arc::new(file::connect(id, config, observer).await?),
             Self::Nats(config) => Arc::new(nats::connect(id, config, resolve, observer).await?),
+            Self::Stdout(config) => Arc::new(stdout::connect(id, config, observer)?),
         })
     }
 }

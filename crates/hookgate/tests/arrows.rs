@@ -11,8 +11,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hookgate-redis", &["hookgate-core"]),
     ("hookgate-sink-file", &["hookgate-core"]),
     ("hookgate-sink-nats", &["hookgate-core"]),
+    ("hookgate-sink-stdout", &["hookgate-core"]),
     ("hookgate-testkit", &["hookgate-core"]),
-    ("hookgate", &["hookgate-core", "hookgate-http", "hookgate-redis", "hookgate-sink-file", "hookgate-sink-nats"]),
+    (
+        "hookgate",
+        &[
+            "hookgate-core",
+            "hookgate-http",
+            "hookgate-redis",
+            "hookgate-sink-file",
+            "hookgate-sink-nats",
+            "hookgate-sink-stdout",
+        ],
+    ),
 ];
 
 /// Libraries that one crate of ours alone may use.

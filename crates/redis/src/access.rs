@@ -16,7 +16,7 @@ use redis::{
     TlsCertificates, TlsMode,
     cluster::ClusterClient,
     io::tcp::TcpSettings,
-    sentinel::{SentinelClientBuilder, SentinelServerType},
+    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
 use crate::{
@@ -110,11 +110,6 @@ impl Access {
         Ok(access)
     }
 
-    /// How long one operation may take.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     /// What the operator calls the place, for logs: hosts and ports, no more.
     pub(crate) fn place(&self) -> String {
         let servers = self.servers().unwrap_or_default();
@@ -125,66 +120,73 @@ impl Access {
     /// Opens a connection, as the secrets and files say now.
     pub(crate) async fn connect(&self) -> Result<Connection, Trouble> {
         let servers = self.servers()?;
-        let (certificates, (user, password)) = (self.certificates()?, self.login()?);
         let is_tls = servers.iter().any(|server| matches!(server.addr(), ConnectionAddr::TcpTls { .. }));
+        let certificates = if is_tls { Some(self.certificates()?) } else { None };
+        let (user, password) = self.login()?;
+        let login = Login { user: user.as_deref(), password: password.as_deref() };
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(self.timeout))
             .set_pipeline_buffer_size(QUEUED_MAX);
-        match self.topology {
+        Ok(match self.topology {
             Topology::Single => {
-                let server = servers.into_iter().next().expect("checked: there is one");
-                let server = logged_in(server, user.as_deref(), password.as_deref());
-                let client = match is_tls {
-                    true => Client::build_with_tls(server, certificates),
-                    false => Client::open(server),
+                let server = login.apply(servers.into_iter().next().expect("checked: there is one"));
+                let client = match certificates {
+                    Some(certificates) => Client::build_with_tls(server, certificates),
+                    None => Client::open(server),
                 }?;
-                Ok(Connection::One(client.get_multiplexed_async_connection_with_config(&settings).await?))
+                Connection::One(client.get_multiplexed_async_connection_with_config(&settings).await?)
             }
             Topology::Sentinel => {
-                let database = servers[0].redis_settings().db();
-                let (sentinel_user, sentinel_password) = (
-                    servers[0].redis_settings().username().map(str::to_owned),
-                    servers[0].redis_settings().password().map(str::to_owned),
-                );
-                let addresses = servers.iter().map(|server| server.addr().clone());
-                let master = self.master.as_deref().expect("checked: there is a name");
-                let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
-                    .set_client_to_redis_db(database)
-                    .set_client_to_redis_tcp_settings(tcp_settings())
-                    .set_client_to_sentinel_tcp_settings(tcp_settings());
-                if is_tls {
-                    builder = builder
-                        .set_client_to_redis_tls_mode(TlsMode::Secure)
-                        .set_client_to_redis_certificates(certificates.clone())
-                        .set_client_to_sentinel_certificates(certificates);
-                }
-                if let Some(user) = user {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = password {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                if let Some(user) = sentinel_user {
-                    builder = builder.set_client_to_sentinel_username(user);
-                }
-                if let Some(password) = sentinel_password {
-                    builder = builder.set_client_to_sentinel_password(password);
-                }
-                Ok(Connection::One(builder.build()?.get_async_connection_with_config(&settings).await?))
+                let mut client = self.sentinels(&servers, &login, certificates)?;
+                Connection::One(client.get_async_connection_with_config(&settings).await?)
             }
             Topology::Cluster => {
-                let servers = servers.into_iter().map(|server| logged_in(server, user.as_deref(), password.as_deref()));
-                let mut builder = ClusterClient::builder(servers)
+                let mut builder = ClusterClient::builder(servers.into_iter().map(|server| login.apply(server)))
                     .tcp_settings(tcp_settings())
                     .response_timeout(self.timeout)
                     .overall_response_timeout(Some(self.timeout));
-                if is_tls {
+                if let Some(certificates) = certificates {
                     builder = builder.tls(TlsMode::Secure).certs(certificates);
                 }
-                Ok(Connection::Cluster(builder.build()?.get_async_connection().await?))
+                Connection::Cluster(builder.build()?.get_async_connection().await?)
             }
+        })
+    }
+
+    /// A client that asks the Sentinels for the master. They have the login in `url`, Redis the one beside it.
+    fn sentinels(
+        &self,
+        servers: &[ConnectionInfo],
+        login: &Login<'_>,
+        certificates: Option<TlsCertificates>,
+    ) -> Result<SentinelClient, Trouble> {
+        let addresses = servers.iter().map(|server| server.addr().clone());
+        let master = self.master.as_deref().expect("checked: there is a name");
+        let url = servers[0].redis_settings();
+        let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
+            .set_client_to_redis_db(url.db())
+            .set_client_to_redis_tcp_settings(tcp_settings())
+            .set_client_to_sentinel_tcp_settings(tcp_settings());
+        if let Some(certificates) = certificates {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
         }
+        if let Some(user) = login.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = login.password {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if let Some(user) = url.username() {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = url.password() {
+            builder = builder.set_client_to_sentinel_password(password);
+        }
+        Ok(builder.build()?)
     }
 
     /// The servers in `url`. Never empty.
@@ -232,15 +234,23 @@ impl Access {
     }
 }
 
-fn logged_in(server: ConnectionInfo, user: Option<&str>, password: Option<&str>) -> ConnectionInfo {
-    let mut settings = server.redis_settings().clone();
-    if let Some(user) = user {
-        settings = settings.set_username(user);
+/// User and password that stand beside the URL.
+struct Login<'a> {
+    user: Option<&'a str>,
+    password: Option<&'a str>,
+}
+
+impl Login<'_> {
+    fn apply(&self, server: ConnectionInfo) -> ConnectionInfo {
+        let mut settings = server.redis_settings().clone();
+        if let Some(user) = self.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = self.password {
+            settings = settings.set_password(password);
+        }
+        server.set_redis_settings(settings)
     }
-    if let Some(password) = password {
-        settings = settings.set_password(password);
-    }
-    server.set_redis_settings(settings)
 }
 
 /// The library's own defaults hold small commands back for more, and wait for minutes on a path that has gone dead.

@@ -9,6 +9,7 @@ use hookgate_core::{
     event::SinkId,
     message::Message,
     observe::{Chain, Observation, Observer},
+    record,
     sink::Position,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +17,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     error::Failure,
     log::{Found, Log, Written},
-    record,
 };
 
 /// Most lines in one go: nobody waits for more than this number of others.

@@ -1,16 +1,8 @@
 //! The file sink: each event is one JSON line, fsynced before its receipt.
 //!
 //! The files are `events-00000001.jsonl` and so on, in one directory that one hookgate owns. They are numbered, never
-//! dated, and only ever appended to; a consumer may move or delete any but the newest. A line ends with the only newline
-//! in it and has these keys in this order, those in brackets only where there is something to say:
-//!
-//! ```json
-//! {"id":"…","source":"…","type":"…","received_at":"2026-11-24T04:18:00.123Z","route":"…",
-//!  ["content_type":"…","content_encoding":"…",] "attributes":{…}, ["headers":{…},"traceparent":"…","tracestate":"…",]
-//!  "body":"…"}
-//! ```
-//!
-//! `body` is the exact text of the body; a body that is not UTF-8 is in `body_base64` (RFC 4648, section 4) instead.
+//! dated, and only ever appended to; a consumer may move or delete any but the newest. What stands in a line:
+//! [`hookgate_core::record`].
 //!
 //! One thread owns the files ([`committer`]): it writes everything that is waiting at once and calls fsync once for all of
 //! it. The surprising thing: after a failed fsync the file is never touched again. The kernel reports such an error once
@@ -24,7 +16,6 @@ mod directory;
 mod error;
 mod inspect;
 mod log;
-mod record;
 mod segment;
 mod sink;
 
