@@ -78,10 +78,6 @@ pub struct DedupPolicy {
     pub on_mismatch: OnMismatch,
 }
 
-/// Least time that a twin must have left to try its luck after another has failed. It keeps a crowd of twins that run out
-/// of time together from asking the shared store one after the other.
-const TAKE_OVER_MIN: Duration = Duration::from_millis(50);
-
 /// How long this process remembers what another one accepted. A flood of repeats then asks the store once in that time, and
 /// the window is not longer here than there by more than that.
 const REMEMBERED_FOR_OTHERS: Duration = Duration::from_secs(60);
@@ -121,7 +117,7 @@ impl Dedup {
                         self.checked(DedupResult::InProgress);
                     }
                     if_fresh = DedupResult::Takeover;
-                    if !twin.ended(deadline).await || deadline.remaining() < TAKE_OVER_MIN {
+                    if !twin.ended(deadline).await {
                         return Err(Refused::InProgress);
                     }
                 }
