@@ -1,6 +1,9 @@
 //! The commands, as an operator types them.
 
-use hookgate_testkit::nats::NatsServer;
+use hookgate_testkit::{
+    nats::{NatsConfig, NatsServer},
+    process::wait_until,
+};
 
 use crate::relay::{LIMIT, OPENCLAW, Relay, TO_FILE, create_stream, finished, hookgate, run_to_end, to_nats};
 
@@ -32,7 +35,7 @@ async fn the_shipped_config_runs_with_no_broker() {
         .env("HOOKGATE_ADMIN__LISTEN", "127.0.0.1:0");
     let process = hookgate_testkit::process::Process::spawn("hookgate", command, dir.path());
     let up = async || process.log().contains("hookgate is up");
-    hookgate_testkit::process::wait_until(LIMIT, "hookgate is up", up).await;
+    wait_until(LIMIT, "hookgate is up", up).await;
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let request = crate::relay::post(finished(1));
     assert_eq!(hookgate_testkit::http::send_raw(address, &request, LIMIT).await.expect("an answer").status, 200);
@@ -109,10 +112,9 @@ async fn check_really_connects_and_says_what_is_wrong() {
     );
     create_stream(&server).await;
     let checked = run_to_end(dir.path(), &["check"], &[]);
-    assert_eq!(
-        (checked.status.code(), text(&checked.stdout).trim()),
-        (Some(0), "ok      sources.openclaw (bearer)\nok      sinks.js (nats)")
-    );
+    let output = text(&checked.stdout);
+    assert_eq!(checked.status.code(), Some(0), "{output}");
+    assert!(output.starts_with("ok      sources.openclaw (bearer)\nok      sinks.js (nats)\n"), "{output}");
     server.kill();
     let checked = run_to_end(dir.path(), &["check", "--json"], &[]);
     let results: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON on stdout");
@@ -161,4 +163,18 @@ async fn two_processes_cannot_share_a_directory_of_events() {
     let message = text(&second.stderr);
     assert_eq!(second.status.code(), Some(1), "{message}");
     assert!(message.contains("sinks.events") && message.contains("events"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_and_the_log_say_what_is_unwise_about_a_stream() {
+    let server = NatsServer::start(NatsConfig::default()).await;
+    server.wire().await.create_stream(&serde_json::json!({ "name": "HOOKS", "subjects": ["other.>"] })).await;
+    let tables = format!("{OPENCLAW}{}", to_nats(&server.url()));
+    let dir = dir_with(&tables);
+    let checked = run_to_end(dir.path(), &["check"], &[]);
+    let told = text(&checked.stdout);
+    assert!(checked.status.success(), "{told}");
+    assert!(told.contains("WARNING sinks.js: the stream HOOKS does not listen on openclaw.x"), "{told}");
+    let relay = Relay::start(&tables).await;
+    wait_until(LIMIT, "the log says it too", async || relay.log().contains("does not listen on openclaw.x")).await;
 }

@@ -212,12 +212,16 @@ enum TargetTemplate {
 
 impl TargetTemplate {
     fn render(&self, event: &Event) -> Target {
+        self.with(|template| template.render(event))
+    }
+
+    fn with(&self, text: impl Fn(&Template) -> String) -> Target {
         match self {
             Self::Whole => Target::Whole,
-            Self::Subject(subject) => Target::Subject(subject.render(event)),
-            Self::Topic { topic, key } => Target::Topic { topic: topic.render(event), key: key.render(event) },
+            Self::Subject(subject) => Target::Subject(text(subject)),
+            Self::Topic { topic, key } => Target::Topic { topic: text(topic), key: text(key) },
             Self::Exchange { exchange, routing_key } => {
-                Target::Exchange { exchange: exchange.render(event), routing_key: routing_key.render(event) }
+                Target::Exchange { exchange: text(exchange), routing_key: text(routing_key) }
             }
         }
     }
@@ -265,6 +269,23 @@ impl Router {
     /// The names of the routes that hold for `event`.
     pub fn matching(&self, event: &Authenticated<Event>) -> Vec<String> {
         self.routes.iter().filter(|route| route.when.holds(event)).map(|route| route.name.to_string()).collect()
+    }
+
+    /// An example of each place in `sink` that events are sent to, with an `x` for each value of an event.
+    pub fn examples(&self, sink: &SinkId) -> Vec<Target> {
+        let unrouted = match &self.unrouted {
+            Unrouted::To(to) => to.as_slice(),
+            Unrouted::Reject | Unrouted::Drop => &[],
+        };
+        let all = self.routes.iter().flat_map(|route| &route.to).chain(unrouted);
+        let mut examples: Vec<Target> = Vec::new();
+        for destination in all.filter(|destination| destination.sink == *sink) {
+            let example = destination.target.with(Template::example);
+            if !examples.contains(&example) {
+                examples.push(example);
+            }
+        }
+        examples
     }
 
     /// The destinations of `event`: those of every route that holds, each once.

@@ -35,6 +35,22 @@ pub trait Sink: Send + Sync + 'static {
     /// What would stop them.
     fn probe(&self, deadline: Deadline) -> BoxFuture<'_, Result<(), PublishError>>;
 
+    /// Looks at the places that events will be sent to, and says what is wrong or unwise about each, as sentences for the
+    /// operator. Changes nothing there. A sink whose places cannot be looked at has nothing to say.
+    ///
+    /// `targets` are examples: an `x` stands for each value of an event.
+    ///
+    /// # Errors
+    /// What keeps it from looking.
+    fn review<'a>(
+        &'a self,
+        targets: &'a [Target],
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Vec<String>, PublishError>> {
+        let _ = (targets, deadline);
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// Finishes what was accepted and lets go of the broker. Nothing is published afterwards.
     fn close(&self, deadline: Deadline) -> BoxFuture<'_, ()>;
 }

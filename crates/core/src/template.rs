@@ -139,13 +139,18 @@ impl Template {
         text
     }
 
-    /// Checks the operator's own text with a stand-in for each value: no value can change its shape.
-    fn check(&self, text: &str) -> Result<(), String> {
+    /// The text with an `x` for each value.
+    pub fn example(&self) -> String {
         let stand_in = |part: &Part| match part {
             Part::Text(plain) => plain.clone(),
             Part::Value(_) => "x".to_owned(),
         };
-        let sample: String = self.parts.iter().map(stand_in).collect();
+        self.parts.iter().map(stand_in).collect()
+    }
+
+    /// Checks the operator's own text with a stand-in for each value: no value can change its shape.
+    fn check(&self, text: &str) -> Result<(), String> {
+        let sample = self.example();
         match self.grammar {
             Grammar::NatsSubject => {
                 if sample.split('.').any(str::is_empty) {

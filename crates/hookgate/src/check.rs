@@ -49,6 +49,9 @@ pub(crate) struct SinkCheck {
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+    /// What is allowed and unwise about where its events go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl Check {
@@ -72,8 +75,11 @@ impl fmt::Display for Check {
                 write!(f, "ok      {dedup}")?;
                 warnings.iter().try_for_each(|warning| write!(f, "\nWARNING {dedup}: {warning}"))
             }
-            Self::Sink(SinkCheck { sink, kind, problem: None }) => write!(f, "ok      sinks.{sink} ({kind})"),
-            Self::Sink(SinkCheck { sink, kind, problem: Some(problem) }) => {
+            Self::Sink(SinkCheck { sink, kind, problem: None, warnings }) => {
+                write!(f, "ok      sinks.{sink} ({kind})")?;
+                warnings.iter().try_for_each(|warning| write!(f, "\nWARNING sinks.{sink}: {warning}"))
+            }
+            Self::Sink(SinkCheck { sink, kind, problem: Some(problem), .. }) => {
                 write!(f, "FAILED  sinks.{sink} ({kind}): {problem}")
             }
         }
@@ -98,8 +104,13 @@ pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
     }
     for (id, table) in assemble::sink_ids(config).into_iter().zip(config.sinks.values()) {
         let sink = id.name().to_owned();
-        let problem = table.inspect(id, &mut |secret| parts.secrets.resolve(secret)).await.err();
-        results.push(Check::Sink(SinkCheck { sink, kind: table.kind(), problem }));
+        let targets = parts.router.examples(&id);
+        let inspected = table.inspect(id, &targets, &mut |secret| parts.secrets.resolve(secret)).await;
+        let (problem, warnings) = match inspected {
+            Ok(warnings) => (None, warnings),
+            Err(problem) => (Some(problem), Vec::new()),
+        };
+        results.push(Check::Sink(SinkCheck { sink, kind: table.kind(), problem, warnings }));
     }
     Ok(results)
 }

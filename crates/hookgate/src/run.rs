@@ -7,7 +7,14 @@ use std::{
 };
 
 use anyhow::Context;
-use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline, source::Source};
+use hookgate_core::{
+    limits::Deadline,
+    observe::{Observation, Observer},
+    pipeline::Pipeline,
+    publisher::Publisher,
+    sink::Target,
+    source::Source,
+};
 use hookgate_http::{Ingress, Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -53,6 +60,10 @@ const DOCUMENT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How long one may take; nobody waits for it.
 const DOCUMENT_LIMIT: Duration = Duration::from_secs(5);
 
+/// How often a sink that could not be asked about its destinations is asked again, and how long it may take.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
+const REVIEW_LIMIT: Duration = Duration::from_secs(5);
+
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -85,6 +96,10 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
+    for publisher in &pipeline.publishers {
+        let targets = pipeline.router.examples(publisher.id());
+        background.spawn(review(Arc::clone(publisher), targets, Arc::clone(&observer), stops.background.clone()));
+    }
     background.spawn(keep_documents(Arc::clone(&pipeline), sources.clone(), stops.background.clone()));
     background.spawn(keep_certificates(tls, stops.background.clone()));
     if let Some(releaser) = releaser {
@@ -123,6 +138,22 @@ async fn keep_documents(pipeline: Arc<Pipeline>, sources: Vec<Arc<Source>>, stop
         let fetches = wanted.map(|document| pipeline.fetch(document, Deadline::after(DOCUMENT_LIMIT)));
         futures_util::future::join_all(fetches).await;
         if stop.run_until_cancelled(sleep(DOCUMENT_INTERVAL)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Tells, as soon as the sink can be asked, what is unwise about where its events go.
+async fn review(publisher: Arc<Publisher>, targets: Vec<Target>, observer: Arc<dyn Observer>, stop: CancellationToken) {
+    loop {
+        if let Ok(found) = publisher.sink().review(&targets, Deadline::after(REVIEW_LIMIT)).await {
+            for detail in &found {
+                let (sink, message) = (publisher.id(), "a destination is set up unwisely");
+                observer.observe(&Observation::SinkNotice { sink, message, detail });
+            }
+            return;
+        }
+        if stop.run_until_cancelled(sleep(REVIEW_INTERVAL)).await.is_none() {
             return;
         }
     }

@@ -9,7 +9,7 @@ use hookgate_core::{
     limits::Deadline,
     observe::{Chain, Observer, Unobserved},
     secret::ResolveSecret,
-    sink::{Addressing, Sink},
+    sink::{Addressing, Sink, Target},
 };
 use hookgate_sink_file as file;
 use hookgate_sink_nats as nats;
@@ -94,19 +94,31 @@ impl SinkConfig {
         }
     }
 
-    /// Looks whether events could be published now, and changes nothing; `Err` says what would stop them.
-    pub(crate) async fn inspect(&self, id: SinkId, resolve: &mut ResolveSecret<'_>) -> Result<(), String> {
+    /// Looks whether events could be published to `targets` now, and changes nothing; says what is unwise about them. `Err`
+    /// says what would stop them.
+    pub(crate) async fn inspect(
+        &self,
+        id: SinkId,
+        targets: &[Target],
+        resolve: &mut ResolveSecret<'_>,
+    ) -> Result<Vec<String>, String> {
         match self {
             // Its files belong to one process, which may be running.
-            Self::File(config) => file::inspect(&id, config).map_err(|error| Chain(&error).to_string()),
+            Self::File(config) => {
+                file::inspect(&id, config).map(|()| Vec::new()).map_err(|error| Chain(&error).to_string())
+            }
             // There is nothing to ask, and what is checked here prints to the same place.
-            Self::Stdout(_) => Ok(()),
+            Self::Stdout(_) => Ok(Vec::new()),
             Self::Nats(_) => {
                 let sink = self.connect(id, resolve, Arc::new(Unobserved)).await;
                 let sink = sink.map_err(|error| Chain(&*error).to_string())?;
-                let probed = sink.probe(Deadline::after(INSPECTION_LIMIT)).await;
+                let deadline = Deadline::after(INSPECTION_LIMIT);
+                let reviewed = match sink.probe(deadline).await {
+                    Ok(()) => sink.review(targets, deadline).await,
+                    Err(error) => Err(error),
+                };
                 sink.close(Deadline::after(INSPECTION_LIMIT)).await;
-                probed.map_err(|error| Chain(&error).to_string())
+                reviewed.map_err(|error| Chain(&error).to_string())
             }
         }
     }

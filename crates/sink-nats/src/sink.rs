@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use async_nats::{ConnectOptions, HeaderMap, HeaderName, HeaderValue, jetstream::message::PublishMessage};
+use async_nats::{
+    ConnectOptions, HeaderMap, HeaderName, HeaderValue,
+    jetstream::{message::PublishMessage, stream::Config as StreamConfig},
+};
 use futures_util::future::BoxFuture;
 use hookgate_core::{
     event::SinkId,
@@ -19,6 +22,7 @@ use crate::{
     config::{self, Config},
     connection::{Dialer, Link, Live},
     error::{Cause, ConnectError, Disconnected, position},
+    review,
 };
 
 /// Pauses before asking again where nobody listens: a stream that elects a leader looks the same as none, for a second or
@@ -83,7 +87,7 @@ fn dialer(id: &SinkId, config: &Config, resolve: &mut ResolveSecret<'_>) -> Resu
     let access = Access::resolve(config, resolve).map_err(unusable)?;
     // Files and seeds are tried now, when an operator is looking, and again for each connection.
     access.apply(ConnectOptions::new()).map_err(unusable)?;
-    Ok(Dialer::new(servers, access, id.clone()))
+    Ok(Dialer::new(servers, config.domain.clone(), access, id.clone()))
 }
 
 impl Sink for NatsSink {
@@ -99,7 +103,21 @@ impl Sink for NatsSink {
     }
 
     fn probe(&self, deadline: Deadline) -> BoxFuture<'_, Result<(), PublishError>> {
-        Box::pin(async move { self.look_up_stream(deadline).await.map_err(|cause| cause.into_error(&self.id)) })
+        Box::pin(async move {
+            let looked_up = self.look_up_stream(deadline).await;
+            looked_up.map(drop).map_err(|cause| cause.into_error(&self.id))
+        })
+    }
+
+    fn review<'a>(
+        &'a self,
+        targets: &'a [Target],
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Vec<String>, PublishError>> {
+        Box::pin(async move {
+            let stream = self.look_up_stream(deadline).await.map_err(|cause| cause.into_error(&self.id))?;
+            Ok(review::stream(&stream, targets))
+        })
     }
 
     fn close(&self, deadline: Deadline) -> BoxFuture<'_, ()> {
@@ -140,8 +158,7 @@ impl NatsSink {
         Ok(Receipt::acknowledged(message, position))
     }
 
-    /// Subjects cannot be looked up: whether the stream listens on one shows in a publish.
-    async fn look_up_stream(&self, deadline: Deadline) -> Result<(), Cause> {
+    async fn look_up_stream(&self, deadline: Deadline) -> Result<StreamConfig, Cause> {
         let mut pauses = PAUSES_FOR_A_LEADER.into_iter();
         loop {
             match self.live()?.look_up(&self.stream, deadline).await {

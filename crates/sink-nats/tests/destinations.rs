@@ -187,3 +187,26 @@ async fn nobody_waits_for_a_leader_beyond_the_deadline() {
     assert_error(&error, Misconfigured, NoDestination, &[]);
     assert!(started.elapsed() < Duration::from_millis(400));
 }
+
+#[tokio::test]
+async fn a_review_says_what_is_unwise_about_the_stream() {
+    let stream = json!({ "name": "HOOKS", "subjects": ["hooks.>"], "storage": "memory" });
+    let (_server, connected) = server_with(&stream).await;
+    let targets = [SUBJECT, "elsewhere.x"].map(|subject| Target::Subject(subject.to_owned()));
+    let found = connected.sink.review(&targets, common::ample()).await.expect("the server answers");
+    for said in ["does not listen on elsewhere.x", "is in memory", "one replica", "no limit"] {
+        assert!(found.iter().any(|sentence| sentence.contains(said)), "{said}: {found:?}");
+    }
+    assert_eq!(found.len(), 4, "{found:?}");
+}
+
+#[tokio::test]
+async fn a_stream_of_another_domain_is_found_by_its_name() {
+    let server = NatsServer::start(NatsConfig { domain: Some("hub".to_owned()), ..NatsConfig::default() }).await;
+    common::add_stream(&server).await;
+    let connected = connect(&config(&server.url(), "domain = 'hub'")).await;
+    connected.sink.probe(common::ample()).await.expect("it is there");
+    connected.publish_well(&message("1")).await;
+    let astray = connect(&config(&server.url(), "domain = 'leaf'")).await;
+    assert!(astray.sink.probe(Deadline::after(Duration::from_secs(2))).await.is_err());
+}

@@ -31,13 +31,15 @@ pub struct NatsConfig {
     pub access: NatsAccess,
     /// TLS, which clients then must use.
     pub tls: Option<NatsTls>,
+    /// JetStream domain. Default: none.
+    pub domain: Option<String>,
     /// Further lines for the configuration file, in its syntax.
     pub extra: String,
 }
 
 impl Default for NatsConfig {
     fn default() -> NatsConfig {
-        NatsConfig { max_payload: 1024 * 1024, access: NatsAccess::Open, tls: None, extra: String::new() }
+        NatsConfig { max_payload: 1024 * 1024, access: NatsAccess::Open, tls: None, domain: None, extra: String::new() }
     }
 }
 
@@ -199,9 +201,12 @@ fn config_path(dir: &TempDir) -> PathBuf {
 /// Writes the configuration file. Its language takes JSON for values, and JSON is what quotes a password rightly.
 fn write_config(dir: &TempDir, port: u16, config: &NatsConfig) {
     let listen = json!(format!("127.0.0.1:{port}"));
-    let jetstream = json!({
+    let mut jetstream = json!({
         "store_dir": dir.path(), "max_memory_store": 256 * 1024 * 1024, "max_file_store": 1024 * 1024 * 1024,
     });
+    if let Some(domain) = &config.domain {
+        jetstream["domain"] = json!(domain);
+    }
     let mut lines = format!("listen: {listen}\njetstream: {jetstream}\nmax_payload: {}\n", config.max_payload);
     if let Some(authorization) = authorization(&config.access) {
         lines.push_str(&format!("authorization: {authorization}\n"));
