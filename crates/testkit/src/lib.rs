@@ -4,6 +4,7 @@
 //! - [`nats`]: a real `nats-server`, to be started, killed, paused, restarted and reconfigured.
 //! - [`nats_wire`]: a reader of JetStream that shares no code with the client library under test.
 //! - [`redis`]: a real `redis-server`, alone, as a cluster or behind a Sentinel; [`redis_wire`]: a reader of it, likewise.
+//! - [`rabbit`]: a real `rabbitmq-server`; [`rabbit_wire`]: AMQP without a client library, to arrange and to read queues.
 //! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses, cuts and forges.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
@@ -26,6 +27,8 @@ pub mod nats_wire;
 pub mod openclaw;
 pub mod process;
 pub mod proxy;
+pub mod rabbit;
+pub mod rabbit_wire;
 pub mod recorder;
 pub mod redis;
 pub mod redis_wire;
