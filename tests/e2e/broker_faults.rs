@@ -11,6 +11,7 @@ use hookgate_testkit::{
     nats::{NatsAccess, NatsConfig, NatsServer},
     process::wait_until,
     proxy::{FaultProxy, ProxyMode},
+    rabbit::{Borrowed, PASSWORD, RabbitServer, USER},
 };
 use serde_json::json;
 
@@ -327,6 +328,7 @@ macro_rules! all_broker_faults {
 }
 
 all_broker_faults!(nats, super::Nats);
+all_broker_faults!(amqp, super::Rabbit);
 
 struct Nats {
     server: NatsServer,
@@ -384,6 +386,84 @@ impl Broker for Nats {
 
     async fn let_in_again(&mut self) {
         self.server.reconfigure(Self::config("good")).await;
+    }
+
+    fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    async fn restart(&mut self) {
+        self.server.restart().await;
+    }
+
+    fn pause(&mut self) {
+        self.server.pause();
+    }
+
+    fn resume(&mut self) {
+        self.server.resume();
+    }
+}
+
+/// RabbitMQ, with an exchange and a queue of this test alone.
+struct Rabbit {
+    server: Borrowed,
+    proxy: FaultProxy,
+}
+
+impl Broker for Rabbit {
+    const KNOWS_IDS: bool = false;
+    const TOO_LARGE: usize = 2 << 20;
+    const DESTINATION: &'static str = r#"exchange = "hooks", routing_key = "openclaw.{attr.job}""#;
+
+    async fn start() -> Self {
+        let server = RabbitServer::borrow().await;
+        let proxy = FaultProxy::start(format!("127.0.0.1:{}", server.port())).await;
+        let mut broker = Self { server, proxy };
+        // What an earlier test left.
+        broker.remove_destination().await;
+        broker.make_destination().await;
+        broker
+    }
+
+    fn sink(&self) -> String {
+        let address = self.proxy.address();
+        format!(
+            "[sinks.broker]\ntype = \"amqp\"\nurl = \"amqp://{USER}:{PASSWORD}@{address}\"\nmax_message = \"1 MiB\"\n"
+        )
+    }
+
+    fn proxy(&self) -> &FaultProxy {
+        &self.proxy
+    }
+
+    async fn make_destination(&mut self) {
+        let mut wire = self.server.wire().await;
+        wire.declare_exchange("hooks", "topic").await;
+        wire.declare_queue("hooks", &[]).await;
+        wire.bind("hooks", "hooks", "openclaw.#").await;
+    }
+
+    async fn remove_destination(&mut self) {
+        let mut wire = self.server.wire().await;
+        wire.delete_exchange("hooks").await;
+        wire.delete_queue("hooks").await;
+    }
+
+    async fn stored(&mut self) -> Vec<String> {
+        let messages = self.server.wire().await.messages("hooks").await;
+        let id =
+            |headers: &[(String, String)]| headers.iter().find(|(name, _)| name == "ce-id").map(|(_, id)| id.clone());
+        messages.iter().map(|message| id(&message.headers).expect("an id")).collect()
+    }
+
+    async fn shut_out(&mut self) {
+        self.server.change_password(USER, "another").await;
+        self.proxy.cut().await;
+    }
+
+    async fn let_in_again(&mut self) {
+        self.server.change_password(USER, PASSWORD).await;
     }
 
     fn kill(&mut self) {

@@ -11,6 +11,7 @@ use hookgate_core::{
     secret::ResolveSecret,
     sink::{Addressing, Sink, Target},
 };
+use hookgate_sink_amqp as amqp;
 use hookgate_sink_file as file;
 use hookgate_sink_nats as nats;
 use hookgate_sink_stdout as stdout;
@@ -22,6 +23,7 @@ use crate::config::Reader;
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum SinkConfig {
+    Amqp(Box<amqp::Config>),
     File(file::Config),
     Nats(Box<nats::Config>),
     Stdout(stdout::Config),
@@ -31,7 +33,7 @@ pub(crate) enum SinkConfig {
 const INSPECTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// What `type` can be.
-const TYPES: &[&str] = &["file", "nats", "stdout"];
+const TYPES: &[&str] = &["amqp", "file", "nats", "stdout"];
 
 impl SinkConfig {
     /// Reads the table at `key`.
@@ -44,6 +46,7 @@ impl SinkConfig {
         let kind = fields.remove("type");
         let rest = Value::Dict(*tag, fields);
         match kind.as_ref().and_then(Value::as_str) {
+            Some("amqp") => reader.value(key, &rest).map(|config| Self::Amqp(Box::new(config))),
             Some("file") => reader.value(key, &rest).map(Self::File),
             Some("nats") => reader.value(key, &rest).map(|config| Self::Nats(Box::new(config))),
             Some("stdout") => reader.value(key, &rest).map(Self::Stdout),
@@ -63,6 +66,7 @@ impl SinkConfig {
     pub(crate) fn check(&self) -> Vec<Problem> {
         match self {
             Self::File(_) | Self::Stdout(_) => Vec::new(),
+            Self::Amqp(config) => config.check(),
             Self::Nats(config) => config.check(),
         }
     }
@@ -70,6 +74,7 @@ impl SinkConfig {
     /// What its destinations name.
     pub(crate) fn addressing(&self) -> Addressing {
         match self {
+            Self::Amqp(_) => amqp::ADDRESSING,
             Self::File(_) => file::ADDRESSING,
             Self::Nats(_) => nats::ADDRESSING,
             Self::Stdout(_) => stdout::ADDRESSING,
@@ -79,6 +84,7 @@ impl SinkConfig {
     /// Most messages that it is given at once.
     pub(crate) fn max_in_flight(&self) -> usize {
         match self {
+            Self::Amqp(config) => config.max_in_flight,
             Self::File(config) => config.max_in_flight,
             Self::Nats(config) => config.max_in_flight,
             Self::Stdout(config) => config.max_in_flight,
@@ -88,6 +94,7 @@ impl SinkConfig {
     /// Its `type`.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
+            Self::Amqp(_) => "amqp",
             Self::File(_) => "file",
             Self::Nats(_) => "nats",
             Self::Stdout(_) => "stdout",
@@ -109,7 +116,7 @@ impl SinkConfig {
             }
             // There is nothing to ask, and what is checked here prints to the same place.
             Self::Stdout(_) => Ok(Vec::new()),
-            Self::Nats(_) => {
+            Self::Amqp(_) | Self::Nats(_) => {
                 let sink = self.connect(id, resolve, Arc::new(Unobserved)).await;
                 let sink = sink.map_err(|error| Chain(&*error).to_string())?;
                 let deadline = Deadline::after(INSPECTION_LIMIT);
@@ -131,6 +138,7 @@ impl SinkConfig {
         observer: Arc<dyn Observer>,
     ) -> anyhow::Result<Arc<dyn Sink>> {
         Ok(match self {
+            Self::Amqp(config) => Arc::new(amqp::connect(id, config, resolve, observer).await?),
             Self::File(config) => Arc::new(file::connect(id, config, observer).await?),
             Self::Nats(config) => Arc::new(nats::connect(id, config, resolve, observer).await?),
             Self::Stdout(config) => Arc::new(stdout::connect(id, config, observer)?),

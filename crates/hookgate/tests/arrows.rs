@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "hookgate-core",
             "hookgate-http",
             "hookgate-redis",
+            "hookgate-sink-amqp",
             "hookgate-sink-file",
             "hookgate-sink-nats",
             "hookgate-sink-stdout",

@@ -1,6 +1,7 @@
 //! The sink: one attempt for each message, on the connection that is up now.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,7 +18,7 @@ use hookgate_core::{
     message::Message,
     observe::Observer,
     secret::ResolveSecret,
-    sink::{Capabilities, Position, PublishError, Receipt, Sink},
+    sink::{Capabilities, Position, PublishError, PublishReason, Receipt, Sink, Target},
 };
 use lapin::types::ShortString;
 use tokio::{sync::watch, task::JoinHandle};
@@ -113,6 +114,32 @@ impl Sink for AmqpSink {
         })
     }
 
+    /// Whether the exchanges are there. Whether a queue is bound shows in a publish only.
+    fn review<'a>(
+        &'a self,
+        targets: &'a [Target],
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Vec<String>, PublishError>> {
+        let exchanges: BTreeSet<&str> = targets.iter().filter_map(exchange_of).collect();
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for exchange in exchanges {
+                let looked = match self.live() {
+                    Ok(live) => live.look_up(Some(ShortString::from(exchange)), deadline).await,
+                    Err(cause) => Err(cause),
+                };
+                match looked.map_err(|cause| cause.into_error(&self.id)) {
+                    Ok(()) => {}
+                    Err(error) if error.reason == PublishReason::NoDestination => {
+                        found.push(format!("there is no exchange {exchange:?} (x stands for values)"));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(found)
+        })
+    }
+
     fn close(&self, deadline: Deadline) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let last = self.link.send_replace(Link::Closed);
@@ -168,6 +195,14 @@ impl Drop for AmqpSink {
 impl fmt::Debug for AmqpSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpSink").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The exchange that `target` names; the default one is always there.
+fn exchange_of(target: &Target) -> Option<&str> {
+    match target {
+        Target::Exchange { exchange, .. } if !exchange.is_empty() => Some(exchange),
+        _ => None,
     }
 }
 

@@ -18,9 +18,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Libraries that are silent unless `log.level` names them. The NATS client's words are said by the sink, once, and in
-/// the operator's terms. The HTTP/2 library logs every header at `trace`, credentials and query tokens among them.
-const SILENT: &str = "async_nats=off,h2=off,hyper=off";
+/// Libraries that are silent unless `log.level` names them. The words of the NATS and AMQP clients are said by the sinks, once,
+/// and in the operator's terms; the AMQP client logs bodies of returned messages besides. The HTTP/2 library logs every header at `trace`, credentials and query tokens among them.
+const SILENT: &str = "async_nats=off,lapin=off,h2=off,hyper=off";
 
 /// Begins to log to stderr.
 pub(crate) fn start_log(config: &LogConfig) {
