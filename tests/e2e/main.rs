@@ -5,6 +5,9 @@ mod broker_faults;
 mod cli;
 mod crash_points;
 mod explain;
+#[cfg(feature = "kafka")]
+#[path = "../../crates/sink-kafka/tests/common/topics.rs"]
+mod kafka_topics;
 mod main_job;
 mod nats_faults;
 mod outbound;

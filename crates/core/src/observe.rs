@@ -177,6 +177,13 @@ pub enum Observation<'a> {
         /// Why, for the operator.
         cause: &'a (dyn fmt::Display + Sync),
     },
+    /// How much waits in the client library of a sink, and how its brokers answer; told from time to time.
+    SinkClient {
+        /// The sink.
+        sink: &'a SinkId,
+        /// What the library says.
+        state: ClientState,
+    },
     /// A sink mended something that a crash had left, or met something that an operator should know.
     SinkNotice {
         /// The sink.
@@ -198,6 +205,19 @@ pub enum Observation<'a> {
         /// Why.
         cause: &'a (dyn fmt::Display + Sync),
     },
+}
+
+/// What a client library says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientState {
+    /// Messages that it holds, sent or not.
+    pub queued_messages: u64,
+    /// Their bytes.
+    pub queued_bytes: u64,
+    /// Brokers that it has a connection to.
+    pub brokers_up: u64,
+    /// The time that 99 of 100 requests were answered in, of the broker that is slowest.
+    pub round_trip_p99: Duration,
 }
 
 /// Declares an enum of metric labels with the list of all, so that every series exists before its first event.

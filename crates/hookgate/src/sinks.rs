@@ -13,6 +13,8 @@ use hookgate_core::{
 };
 use hookgate_sink_amqp as amqp;
 use hookgate_sink_file as file;
+#[cfg(feature = "kafka")]
+use hookgate_sink_kafka as kafka;
 use hookgate_sink_nats as nats;
 use hookgate_sink_stdout as stdout;
 use serde::Serialize;
@@ -25,6 +27,8 @@ use crate::config::Reader;
 pub(crate) enum SinkConfig {
     Amqp(Box<amqp::Config>),
     File(file::Config),
+    #[cfg(feature = "kafka")]
+    Kafka(Box<kafka::Config>),
     Nats(Box<nats::Config>),
     Stdout(stdout::Config),
 }
@@ -33,7 +37,7 @@ pub(crate) enum SinkConfig {
 const INSPECTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// What `type` can be.
-const TYPES: &[&str] = &["amqp", "file", "nats", "stdout"];
+const TYPES: &[&str] = &["amqp", "file", "kafka", "nats", "stdout"];
 
 impl SinkConfig {
     /// Reads the table at `key`.
@@ -48,6 +52,14 @@ impl SinkConfig {
         match kind.as_ref().and_then(Value::as_str) {
             Some("amqp") => reader.value(key, &rest).map(|config| Self::Amqp(Box::new(config))),
             Some("file") => reader.value(key, &rest).map(Self::File),
+            #[cfg(feature = "kafka")]
+            Some("kafka") => reader.value(key, &rest).map(|config| Self::Kafka(Box::new(config))),
+            #[cfg(not(feature = "kafka"))]
+            Some("kafka") => {
+                let message = "is not in this build of hookgate; build it with --features kafka";
+                reader.problem(Problem::new(format!("{key}.type"), message));
+                None
+            }
             Some("nats") => reader.value(key, &rest).map(|config| Self::Nats(Box::new(config))),
             Some("stdout") => reader.value(key, &rest).map(Self::Stdout),
             Some(other) => {
@@ -67,6 +79,8 @@ impl SinkConfig {
         match self {
             Self::File(_) | Self::Stdout(_) => Vec::new(),
             Self::Amqp(config) => config.check(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(config) => config.check(),
             Self::Nats(config) => config.check(),
         }
     }
@@ -76,6 +90,8 @@ impl SinkConfig {
         match self {
             Self::Amqp(_) => amqp::ADDRESSING,
             Self::File(_) => file::ADDRESSING,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => kafka::ADDRESSING,
             Self::Nats(_) => nats::ADDRESSING,
             Self::Stdout(_) => stdout::ADDRESSING,
         }
@@ -86,6 +102,8 @@ impl SinkConfig {
         match self {
             Self::Amqp(config) => config.max_in_flight,
             Self::File(config) => config.max_in_flight,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(config) => config.max_in_flight,
             Self::Nats(config) => config.max_in_flight,
             Self::Stdout(config) => config.max_in_flight,
         }
@@ -96,6 +114,8 @@ impl SinkConfig {
         match self {
             Self::Amqp(_) => "amqp",
             Self::File(_) => "file",
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => "kafka",
             Self::Nats(_) => "nats",
             Self::Stdout(_) => "stdout",
         }
@@ -116,7 +136,7 @@ impl SinkConfig {
             }
             // There is nothing to ask, and what is checked here prints to the same place.
             Self::Stdout(_) => Ok(Vec::new()),
-            Self::Amqp(_) | Self::Nats(_) => {
+            _ => {
                 let sink = self.connect(id, resolve, Arc::new(Unobserved)).await;
                 let sink = sink.map_err(|error| Chain(&*error).to_string())?;
                 let deadline = Deadline::after(INSPECTION_LIMIT);
@@ -140,6 +160,8 @@ impl SinkConfig {
         Ok(match self {
             Self::Amqp(config) => Arc::new(amqp::connect(id, config, resolve, observer).await?),
             Self::File(config) => Arc::new(file::connect(id, config, observer).await?),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(config) => Arc::new(kafka::connect(id, config, resolve, observer).await?),
             Self::Nats(config) => Arc::new(nats::connect(id, config, resolve, observer).await?),
             Self::Stdout(config) => Arc::new(stdout::connect(id, config, observer)?),
         })

@@ -48,6 +48,12 @@ pub trait Broker {
     /// connection with the sink, and does not go through the proxy. The broker is running.
     async fn stored(&mut self) -> Vec<Stored>;
 
+    /// Whether the client library itself repeats what got no answer, in a way by which the broker recognises the repeat. A
+    /// receipt may then come over a second connection, for a message that was stored over the first.
+    fn client_repeats(&self) -> bool {
+        false
+    }
+
     /// A destination from which nothing is ever taken up: no stream or queue is bound to it.
     fn unroutable(&self) -> Result<Target, Inapplicable>;
 

@@ -5,6 +5,7 @@
 //! - [`nats_wire`]: a reader of JetStream that shares no code with the client library under test.
 //! - [`redis`]: a real `redis-server`, alone, as a cluster or behind a Sentinel; [`redis_wire`]: a reader of it, likewise.
 //! - [`rabbit`]: a real `rabbitmq-server`; [`rabbit_wire`]: AMQP without a client library, to arrange and to read queues.
+//! - [`kafka`]: a real Apache Kafka, to be started, killed, paused and restarted.
 //! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses, cuts and forges.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
@@ -22,6 +23,7 @@ pub mod event;
 pub mod fake_sink;
 pub mod fake_store;
 pub mod http;
+pub mod kafka;
 pub mod nats;
 pub mod nats_wire;
 pub mod openclaw;

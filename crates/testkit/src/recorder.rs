@@ -107,6 +107,9 @@ impl fmt::Display for Line<'_> {
             }
             Observation::SinkUp { sink } => write!(f, "sink_up sink={sink}"),
             Observation::SinkDown { sink, cause } => write!(f, "sink_down sink={sink} cause={cause}"),
+            Observation::SinkClient { sink, state } => {
+                write!(f, "sink_client sink={sink} brokers_up={}", state.brokers_up)
+            }
             Observation::SinkNotice { sink, message, detail } => {
                 write!(f, "sink_notice sink={sink} message={message} detail={detail}")
             }

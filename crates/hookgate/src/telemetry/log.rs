@@ -155,6 +155,7 @@ impl Observer for Log {
             | Observation::EventReceived { .. }
             | Observation::DedupChecked { .. }
             | Observation::DedupOperated { error: None, .. }
+            | Observation::SinkClient { .. }
             | Observation::PublishStarted { .. }
             | Observation::PublishAttempted { .. }
             | Observation::PublishFinished { error: None, .. } => {}

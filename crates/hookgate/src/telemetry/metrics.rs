@@ -3,6 +3,7 @@
 
 use std::{
     ops::RangeInclusive,
+    sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
@@ -10,7 +11,7 @@ use hookgate_core::{
     auth::{AuthFailure, Credential, Proof},
     dedup::StoreReason,
     event::{SinkId, SourceId},
-    observe::{AttemptResult, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection},
+    observe::{AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection},
 };
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -95,6 +96,15 @@ struct SinkMetrics {
     up: Gauge,
     connects: Counter,
     last_success: Gauge,
+    /// Only of those whose client library tells.
+    client: OnceLock<ClientMetrics>,
+}
+
+struct ClientMetrics {
+    queued_messages: Gauge,
+    queued_bytes: Gauge,
+    brokers_up: Gauge,
+    round_trip_p99: Gauge,
 }
 
 impl Metrics {
@@ -262,7 +272,27 @@ impl SinkMetrics {
             up: gauge!("hookgate_sink_up", "sink" => sink.clone()),
             connects: counter!("hookgate_sink_connects_total", "sink" => sink.clone()),
             last_success: gauge!("hookgate_sink_last_success_timestamp_seconds", "sink" => sink.clone()),
+            client: OnceLock::new(),
         }
+    }
+}
+
+impl ClientMetrics {
+    fn new(sink: &str) -> Self {
+        let gauge = |name: &'static str| gauge!(name, "sink" => sink.to_owned());
+        Self {
+            queued_messages: gauge("hookgate_sink_client_queued_messages"),
+            queued_bytes: gauge("hookgate_sink_client_queued_bytes"),
+            brokers_up: gauge("hookgate_sink_client_brokers_up"),
+            round_trip_p99: gauge("hookgate_sink_client_round_trip_p99_seconds"),
+        }
+    }
+
+    fn set(&self, state: &ClientState) {
+        self.queued_messages.set(state.queued_messages as f64);
+        self.queued_bytes.set(state.queued_bytes as f64);
+        self.brokers_up.set(state.brokers_up as f64);
+        self.round_trip_p99.set(state.round_trip_p99.as_secs_f64());
     }
 }
 
@@ -350,6 +380,10 @@ impl Observer for Metrics {
                 self.sink(sink).connects.increment(1);
             }
             Observation::SinkDown { sink, .. } => self.sink(sink).up.set(0.0),
+            Observation::SinkClient { sink, state } => {
+                let made = || metrics::with_local_recorder(&self.recorder, || ClientMetrics::new(sink.name()));
+                self.sink(sink).client.get_or_init(made).set(state);
+            }
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
             Observation::SinkNotice { .. }
             | Observation::DedupStoreNotice { .. }
@@ -398,6 +432,14 @@ fn describe() {
     describe_gauge!("hookgate_dedup_entries", "Event ids remembered or in flight in memory.");
     describe_gauge!("hookgate_publish_in_flight", "Messages being published.");
     describe_gauge!("hookgate_sink_up", "1 while a sink can publish.");
+    describe_gauge!("hookgate_sink_client_queued_messages", "Messages that a sink's client library holds.");
+    describe_gauge!("hookgate_sink_client_queued_bytes", Unit::Bytes, "Their bytes.");
+    describe_gauge!("hookgate_sink_client_brokers_up", "Brokers that a sink's client library is connected to.");
+    describe_gauge!(
+        "hookgate_sink_client_round_trip_p99_seconds",
+        Unit::Seconds,
+        "Round trips to the slowest of them."
+    );
     describe_gauge!("hookgate_draining", "1 while the process shuts down.");
     describe_gauge!("hookgate_build_info", "1, with the version as a label.");
     let timestamp = |name: &'static str, what: &'static str| describe_gauge!(name, Unit::Seconds, what);

@@ -219,11 +219,14 @@ pub async fn no_receipt_when_the_connection_dies_before_the_ack(broker: &mut imp
     let message = way.message(&TestEvent::new("unsure"));
     let publish = way.begin(message.clone(), ample()).await;
     is_stored(broker, &message).await;
+    assert!(!publish.is_finished(), "nobody has said that it is stored");
     proxy.cut().await;
     proxy.set_mode(ProxyMode::Pass).await;
     let first = publish.await.expect("no panic");
     let capable = way.sink.capabilities().deduplicates;
     match (layer, capable, &first) {
+        // The answer to the library's own repeat.
+        (_, _, Ok(_)) if broker.client_repeats() => {}
         (Layer::Publisher, true, Ok(receipt)) => assert!(receipt.position().duplicate, "the repeat found it there"),
         (_, _, Err(error)) => assert_eq!(error.kind, PublishErrorKind::Unknown, "{}", Chain(error)),
         (_, _, Ok(receipt)) => panic!("a receipt without an acknowledgement: {receipt:?}"),
