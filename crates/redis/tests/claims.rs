@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use hookgate_core::{
     dedup::{ClaimStore, Held, Holder, Owner},
@@ -12,6 +12,7 @@ use hookgate_redis::inspect;
 use hookgate_testkit::{
     process::wait_until,
     redis::{MASTER_NAME, RedisCluster, RedisConfig, RedisSentinel, RedisServer, RedisTls},
+    tls::Pki,
 };
 
 use common::{Bench, LEASE, LIMIT, WINDOW, body, config, key};
@@ -155,33 +156,12 @@ async fn the_master_behind_a_sentinel_keeps_the_promise_and_so_does_the_next() {
     assert!(known.len() >= 2, "the new claims are on the new master: {known:?}");
 }
 
-/// A CA, and a server's and a client's certificate by it, as files in `dir`.
-fn certificates(dir: &Path) -> RedisTls {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    let ca_key = KeyPair::generate().expect("a key");
-    let mut ca = CertificateParams::new(Vec::new()).expect("no names");
-    // By default all have one name, and OpenSSL takes the others for self-signed.
-    ca.distinguished_name.push(DnType::CommonName, "ca");
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let certificate = ca.self_signed(&ca_key).expect("signed");
-    let issuer = Issuer::from_params(&ca, &ca_key);
-    let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("a writable directory");
-    write("ca.pem", certificate.pem());
-    for name in ["server", "client"] {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), name.to_owned()]).expect("names");
-        params.distinguished_name.push(DnType::CommonName, name);
-        write(&format!("{name}.pem"), params.signed_by(&key, &issuer).expect("signed").pem());
-        write(&format!("{name}.key"), key.serialize_pem());
-    }
-    RedisTls { cert: dir.join("server.pem"), key: dir.join("server.key"), client_ca: Some(dir.join("ca.pem")) }
-}
-
 #[tokio::test]
 async fn tls_with_a_certificate_of_our_own_keeps_the_promise() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().display();
-    let tls = Some(certificates(dir.path()));
+    let pki = Pki::new();
+    let path = pki.dir().display();
+    let client_ca = Some(pki.path("ca.pem"));
+    let tls = Some(RedisTls { cert: pki.path("server.pem"), key: pki.path("server.key"), client_ca });
     let server = RedisServer::start(&RedisConfig { tls, ..RedisConfig::default() }).await;
     let good = format!(
         "url = '{}'\ntls = {{ ca = '{path}/ca.pem', cert = '{path}/client.pem', key = '{path}/client.key' }}",

@@ -95,7 +95,6 @@ pub(crate) struct Signs {
     brokers: Arc<str>,
     trouble: Mutex<Option<Disconnected>>,
     all_down: AtomicBool,
-    spent: AtomicBool,
     acknowledged: AtomicU64,
     /// Messages handed over whose callers still wait.
     waiting: AtomicUsize,
@@ -238,6 +237,11 @@ impl Live {
         trouble.clone().unwrap_or_else(|| Disconnected::silent(&self.brokers))
     }
 
+    /// Whether it can publish nothing any more.
+    pub(crate) fn spent(&self) -> bool {
+        self.producer().client().fatal_error().is_some()
+    }
+
     /// Whether it holds messages and nobody waits for any of them.
     pub(crate) fn holds_only_what_was_given_up(&self) -> bool {
         self.signs.waiting.load(Ordering::Acquire) == 0 && self.producer().in_flight_count() > 0
@@ -280,12 +284,9 @@ impl Pending {
                 signs.acknowledged.fetch_add(1, Ordering::AcqRel);
                 Ok(delivery)
             }
-            Ok(Ok(Err((error, _)))) => match Cause::of_delivery(&error, topic) {
-                Cause::GivenUp => Err(signs.end()),
-                cause => Err(cause),
-            },
+            Ok(Ok(Err((error, _)))) => Err(signs.refusal(&error).unwrap_or_else(|| Cause::of_delivery(&error, topic))),
             // The producer was dropped.
-            Ok(Err(_canceled)) => Err(signs.end()),
+            Ok(Err(_canceled)) => Err(Cause::GivenUp),
             Err(_elapsed) => {
                 // It may be that no answer comes to anybody.
                 signs.changed.notify_one();
@@ -314,16 +315,10 @@ impl Signs {
             brokers: Arc::clone(brokers),
             trouble: Mutex::new(None),
             all_down: AtomicBool::new(false),
-            spent: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             changed: Notify::new(),
         }
-    }
-
-    /// Whether the producer can publish nothing any more.
-    pub(crate) fn spent(&self) -> bool {
-        self.spent.load(Ordering::Acquire)
     }
 
     /// Whether all brokers have gone down since this was asked last.
@@ -336,16 +331,16 @@ impl Signs {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Why messages were given up.
+    /// The refusal for want of which a message never left the queue, if `error` is that.
     ///
-    /// A producer that was refused the right to publish, before it had published anything, has sent none of them.
-    fn end(&self) -> Cause {
-        match &*self.trouble() {
-            Some(why) if self.spent() && self.acknowledged() == 0 && why.verdict.needs_an_operator() => {
-                Cause::Disconnected(Arc::new(why.clone()))
-            }
-            _ => Cause::GivenUp,
+    /// An idempotent producer sends nothing before it has been given an id. If that is denied to it, librdkafka purges the
+    /// queue without saying why.
+    fn refusal(&self, error: &KafkaError) -> Option<Cause> {
+        if error.rdkafka_error_code() != Some(Code::PurgeQueue) || self.acknowledged() > 0 {
+            return None;
         }
+        let why = self.trouble().clone().filter(|why| why.verdict.needs_an_operator())?;
+        Some(Cause::Disconnected(Arc::new(why)))
     }
 
     /// Forgets what was wrong.
@@ -359,8 +354,11 @@ impl Signs {
 
     fn note(&self, code: Code, words: &str) {
         match code {
+            // It counts wrongly while brokers are being learnt, and then says "0/1 brokers are down".
+            Code::AllBrokersDown if words.starts_with("0/") => {}
             Code::AllBrokersDown => self.all_down.store(true, Ordering::Release),
-            Code::Fatal => self.spent.store(true, Ordering::Release),
+            // The client knows what it was, and is asked.
+            Code::Fatal => {}
             _ => {
                 let later = Disconnected::reported(&self.brokers, code, words);
                 let mut trouble = self.trouble();

@@ -107,7 +107,7 @@ impl Watch {
             }
             sleep(pause.mul_f64(fastrand::f64())).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            if needs_an_operator || self.live.signs.spent() || self.live.holds_only_what_was_given_up() {
+            if needs_an_operator || self.live.spent() || self.live.holds_only_what_was_given_up() {
                 question = None;
                 if !self.replace(&mut told).await {
                     return;
@@ -130,7 +130,7 @@ impl Watch {
             tokio::select! {
                 // In this order, so that what came before the answer is not taken for something that came after it.
                 biased;
-                () = signs.changed.notified() => if signs.spent() || signs.take_all_down() {
+                () = signs.changed.notified() => if self.live.spent() || signs.take_all_down() {
                     return Sign::Trouble;
                 },
                 answer = &mut asked.answer => break answer.is_ok_and(|answer| answer.is_a_sign_of_life()),
@@ -139,7 +139,7 @@ impl Watch {
         // Under load an answer waits behind those to messages; they prove as much.
         let heard = answered || signs.acknowledged() > asked.acknowledged;
         *question = None;
-        match (signs.spent(), heard) {
+        match (self.live.spent(), heard) {
             (true, _) => Sign::Trouble,
             (false, true) => Sign::Life,
             (false, false) => Sign::Silence,
@@ -151,7 +151,7 @@ impl Watch {
         let signs = &self.live.signs;
         // Either way it is time to look.
         let _ = timeout(INTERVAL, signs.changed.notified()).await;
-        if signs.spent() || signs.take_all_down() {
+        if self.live.spent() || signs.take_all_down() {
             return Some(self.live.disconnected());
         }
         // One broker of several that is down says so ten times a second.

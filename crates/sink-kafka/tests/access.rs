@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::fs;
 
 use common::{TOPIC, assert_error, config, connect, message};
 use hookgate_core::{
@@ -13,8 +13,10 @@ use hookgate_core::{
         Sink,
     },
 };
-use hookgate_testkit::kafka::{KafkaConfig, KafkaLogin, KafkaServer, KafkaTls};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use hookgate_testkit::{
+    kafka::{KafkaConfig, KafkaLogin, KafkaServer, KafkaTls},
+    tls::Pki,
+};
 
 const PASSWORD: &str = "c0rrect-h0rse";
 
@@ -92,45 +94,6 @@ async fn a_topic_that_we_may_not_write_is_misconfigured() {
     }
 }
 
-/// Files of a CA, and of a server and a client that it vouches for.
-struct Pki {
-    dir: tempfile::TempDir,
-}
-
-impl Pki {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let mut params = CertificateParams::default();
-        // OpenSSL takes a certificate that is called as its issuer is for one that it signed itself.
-        params.distinguished_name.push(DnType::CommonName, "the authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key can be made");
-        let ca = CertifiedIssuer::self_signed(params, key).expect("a certificate can be made");
-        let write = |name: &str, text: String| fs::write(dir.path().join(name), text).expect("files can be written");
-        write("ca.pem", ca.pem());
-        for name in ["server", "client"] {
-            let key = KeyPair::generate().expect("a key can be made");
-            let mut params =
-                CertificateParams::new(["127.0.0.1".to_owned(), name.to_owned()]).expect("these are names");
-            params.distinguished_name.push(DnType::CommonName, name);
-            let cert = params.signed_by(&key, &ca).expect("a certificate can be made");
-            write(&format!("{name}.key"), key.serialize_pem());
-            write(&format!("{name}.pem"), cert.pem());
-            write(&format!("{name}.both"), format!("{}{}", key.serialize_pem(), cert.pem()));
-        }
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn lines(&self, keys: &[(&str, &str)]) -> String {
-        let line = |(key, name): &(&str, &str)| format!("{key} = '{}'", self.path(name).display());
-        format!("[tls]\n{}", keys.iter().map(line).collect::<Vec<_>>().join("\n"))
-    }
-}
-
 #[tokio::test]
 async fn tls_is_spoken_with_a_server_that_our_ca_vouches_for_and_no_other() {
     let (pki, other) = (Pki::new(), Pki::new());
@@ -138,11 +101,21 @@ async fn tls_is_spoken_with_a_server_that_our_ca_vouches_for_and_no_other() {
     let server = server_with(KafkaConfig { login: login(), tls: Some(tls), ..KafkaConfig::default() }).await;
     let login = format!("user = 'relay'\npassword = '{PASSWORD}'\nsasl = 'scram-sha-256'");
     let with = |tls: &str| config(&server.address(), &format!("{login}\n{tls}"));
-    connect(&with(&pki.lines(&[("ca", "ca.pem")]))).await.publish_well(&message("1")).await;
-    for untrusted in [other.lines(&[("ca", "ca.pem")]), "[tls]".to_owned()] {
+    connect(&with(&pki.table(&[("ca", "ca.pem")]))).await.publish_well(&message("1")).await;
+    for untrusted in [other.table(&[("ca", "ca.pem")]), "[tls]".to_owned()] {
         let error = connect(&with(&untrusted)).await.publish_badly(&message("2")).await;
         assert_error(&error, Misconfigured, Tls, &["certificate"]);
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_over_is_told_by_its_name() {
+    let pki = Pki::new();
+    let tls = KafkaTls { key_and_cert: pki.path("expired.both"), client_ca: None };
+    let server = server_with(KafkaConfig { tls: Some(tls), ..KafkaConfig::default() }).await;
+    let error =
+        connect(&config(&server.address(), &pki.table(&[("ca", "ca.pem")]))).await.publish_badly(&message("1")).await;
+    assert_error(&error, Misconfigured, Tls, &["certificate"]);
 }
 
 #[tokio::test]
@@ -150,7 +123,7 @@ async fn a_client_certificate_lets_us_in() {
     let pki = Pki::new();
     let tls = KafkaTls { key_and_cert: pki.path("server.both"), client_ca: Some(pki.path("ca.pem")) };
     let server = server_with(KafkaConfig { tls: Some(tls), ..KafkaConfig::default() }).await;
-    let with = |keys: &[(&str, &str)]| config(&server.address(), &pki.lines(keys));
+    let with = |keys: &[(&str, &str)]| config(&server.address(), &pki.table(keys));
     let shown = [("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key")];
     connect(&with(&shown)).await.publish_well(&message("1")).await;
     let error = connect(&with(&[("ca", "ca.pem")])).await.publish_badly(&message("2")).await;
@@ -168,11 +141,10 @@ async fn a_file_that_cannot_be_used_stops_the_start_and_is_named() {
         (&[("cert", "client.pem"), ("key", "server.key")], "tls.key"),
     ];
     for (keys, at_fault) in cases {
-        let error = common::try_connect(&config("127.0.0.1:1", &pki.lines(keys))).await.err();
+        let error = common::try_connect(&config("127.0.0.1:1", &pki.table(keys))).await.err();
         let error = error.unwrap_or_else(|| panic!("{keys:?} can be used"));
         assert_eq!(error.key, at_fault, "{}", Chain(&error));
     }
-    assert!(Path::new(&pki.path("ca.pem")).exists());
 }
 
 #[tokio::test]
