@@ -1,10 +1,13 @@
 //! hookgate as its users meet it: the built program, started as a process, with real brokers behind it.
 
+mod amqp_faults;
 mod bad_requests;
 mod broker_faults;
 mod cli;
 mod crash_points;
 mod explain;
+#[cfg(feature = "kafka")]
+mod fan_out;
 #[cfg(feature = "kafka")]
 #[path = "../../crates/sink-kafka/tests/common/topics.rs"]
 mod kafka_topics;

@@ -20,7 +20,7 @@ use hookgate_core::{
 use hookgate_testkit::{
     event::TestEvent,
     kafka::{KafkaConfig, KafkaServer},
-    process::{free_port, wait_until},
+    process::wait_until,
     proxy::{FaultProxy, ProxyMode},
 };
 
@@ -39,15 +39,19 @@ fn ids(records: &[common::topics::Record]) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn a_cluster_that_is_not_there_yet_is_found_when_it_comes() {
-    let proxy = FaultProxy::start("127.0.0.1:1").await;
-    proxy.set_mode(ProxyMode::Refuse).await;
+    let mut server = server_with_topic().await;
+    server.kill();
     let started = Instant::now();
-    let connected = connect(&config(&format!("127.0.0.1:{}", free_port()), "")).await;
+    let connected = connect(&config(&server.address(), "")).await;
     assert!(started.elapsed() < Duration::from_secs(4), "it held up the start");
     let error = connected.publish_badly(&message("1")).await;
     assert_error(&error, Unavailable, ConnectionLost, &["reach Kafka at 127.0.0.1", "Connection refused"]);
     assert_eq!(connected.seen.count("sink_down"), 1, "{:?}", connected.seen.lines());
     assert_eq!(connected.seen.count("sink_up"), 0);
+    server.restart().await;
+    connected.recovers().await;
+    connected.publish_well(&message("2")).await;
+    assert_eq!(connected.seen.count("sink_up"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

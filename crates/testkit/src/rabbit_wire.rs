@@ -78,6 +78,17 @@ pub enum QueueArgument {
     Text(&'static str),
 }
 
+/// Time between two looks at a queue that is not there yet.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What `basic.get` comes to.
+enum Got {
+    Message(Box<RabbitMessage>),
+    Nothing,
+    /// The channel is closed instead.
+    Closed,
+}
+
 /// A connection. Every method panics when the broker answers with an error or not within 10 s.
 #[derive(Debug)]
 pub struct RabbitWire {
@@ -211,22 +222,37 @@ impl RabbitWire {
         get.put_u16(0);
         put_short(&mut get, queue);
         get.put_u8(0);
-        while let Some(message) = self.within_limit(&format!("read {queue}"), async |wire| wire.get(&get).await).await {
-            messages.push(message);
-        }
+        self.within_limit(&format!("read {queue}"), async |wire| {
+            loop {
+                match wire.get(&get).await? {
+                    Got::Message(message) => messages.push(*message),
+                    Got::Nothing => return Ok(()),
+                    // For a moment after a restart the server takes clients and has not found its queues yet.
+                    Got::Closed => {
+                        messages.clear();
+                        wire.send(CHANNEL, &method(CHANNEL_CLOSE_OK)).await?;
+                        tokio::time::sleep(RETRY_INTERVAL).await;
+                        wire.open_channel().await?;
+                    }
+                }
+            }
+        })
+        .await;
         // A channel that is closed gives back all that it was given, before it says that it is closed.
         self.within_limit(&format!("give back {queue}"), Self::renew_channel).await;
         messages
     }
 
     /// The next message of the queue in `get`.
-    async fn get(&mut self, get: &[u8]) -> io::Result<Option<RabbitMessage>> {
+    async fn get(&mut self, get: &[u8]) -> io::Result<Got> {
         self.send(CHANNEL, get).await?;
         let (found, mut fields) = self.method().await?;
-        if found == BASIC_GET_EMPTY {
-            return Ok(None);
+        match found {
+            BASIC_GET_OK => {}
+            BASIC_GET_EMPTY => return Ok(Got::Nothing),
+            CHANNEL_CLOSE => return Ok(Got::Closed),
+            other => panic!("basic.get is answered with {other:?}"),
         }
-        assert_eq!(found, BASIC_GET_OK, "basic.get is answered with {found:?}");
         fields.advance(8 + 1);
         let (exchange, routing_key) = (take_short(&mut fields), take_short(&mut fields));
         let mut header = self.frame().await?;
@@ -239,11 +265,12 @@ impl RabbitWire {
             body.extend_from_slice(&self.frame().await?.payload);
         }
         message.body = body.freeze();
-        Ok(Some(message))
+        Ok(Got::Message(Box::new(message)))
     }
 
+    /// Closes the channel and opens it again.
     async fn renew_channel(&mut self) -> io::Result<()> {
-        let mut close = method((20, 40));
+        let mut close = method(CHANNEL_CLOSE);
         close.put_u16(200);
         put_short(&mut close, "");
         close.put_u32(0);
