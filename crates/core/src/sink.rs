@@ -198,6 +198,76 @@ pub enum PublishReason {
     Other,
 }
 
+/// What a failure means to the caller: one entry of a sink's table of its broker's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// What the caller may do.
+    pub kind: PublishErrorKind,
+    /// What happened.
+    pub reason: PublishReason,
+}
+
+impl Verdict {
+    /// Whether waiting mends nothing.
+    pub fn needs_an_operator(self) -> bool {
+        self.kind == PublishErrorKind::Misconfigured
+    }
+}
+
+/// The entries of such tables.
+pub mod verdict {
+    use super::{PublishErrorKind, PublishReason, Verdict};
+
+    /// A failure before anything was sent, or after a clear refusal.
+    pub const fn unavailable(reason: PublishReason) -> Verdict {
+        Verdict { kind: PublishErrorKind::Unavailable, reason }
+    }
+
+    /// The broker, or its client, takes no more for now.
+    pub const fn throttled() -> Verdict {
+        Verdict { kind: PublishErrorKind::Throttled, reason: PublishReason::Throttled }
+    }
+
+    /// The broker will never take it.
+    pub const fn rejected(reason: PublishReason) -> Verdict {
+        Verdict { kind: PublishErrorKind::Rejected, reason }
+    }
+
+    /// It may be stored.
+    pub const fn unknown(reason: PublishReason) -> Verdict {
+        Verdict { kind: PublishErrorKind::Unknown, reason }
+    }
+
+    /// An operator must act.
+    pub const fn misconfigured(reason: PublishReason) -> Verdict {
+        Verdict { kind: PublishErrorKind::Misconfigured, reason }
+    }
+}
+
+/// Why a sink cannot begin to connect: something that its config names cannot be used.
+///
+/// A broker that is down, or refuses us, is not among it: the sink starts and says so when it is asked.
+#[derive(Debug, thiserror::Error)]
+#[error("set up sink {sink} from its key `{key}`")]
+pub struct ConnectError {
+    /// The sink.
+    pub sink: SinkId,
+    /// The key at fault, relative to the sink's table.
+    pub key: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl ConnectError {
+    /// For the key at fault and what is wrong with it.
+    pub fn new(
+        sink: &SinkId,
+        key: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { sink: sink.clone(), key: key.into(), source: source.into() }
+    }
+}
+
 /// Why a publish produced no receipt.
 #[derive(Debug, thiserror::Error)]
 #[error("publish to {sink} failed: {kind}")]

@@ -114,7 +114,7 @@ struct Told<'a> {
     sink: &'a SinkId,
     link: &'a watch::Sender<Link>,
     observer: &'a dyn Observer,
-    down: Option<crate::error::Verdict>,
+    down: Option<hookgate_core::sink::Verdict>,
 }
 
 /// The sink is closed: nothing is to be put in place any more.

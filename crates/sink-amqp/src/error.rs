@@ -7,7 +7,10 @@ use std::{error::Error, io, sync::Arc};
 
 use hookgate_core::{
     event::SinkId,
-    sink::{PublishError, PublishErrorKind, PublishReason},
+    sink::{
+        PublishError, PublishErrorKind, PublishReason, Verdict,
+        verdict::{misconfigured, rejected, throttled, unavailable, unknown},
+    },
 };
 use lapin::{ErrorKind, protocol::AMQPError};
 use rustls::AlertDescription;
@@ -21,53 +24,6 @@ mod reply {
     pub(super) const NOT_FOUND: u16 = 404;
     pub(super) const PRECONDITION_FAILED: u16 = 406;
     pub(super) const NOT_ALLOWED: u16 = 530;
-}
-
-/// Why a sink cannot begin to connect: something that its config names cannot be used.
-///
-/// A broker that is down, or refuses us, is not among it: the sink starts and says so when it is asked.
-#[derive(Debug, thiserror::Error)]
-#[error("set up sink {sink} from its key `{key}`")]
-pub struct ConnectError {
-    /// The sink.
-    pub sink: SinkId,
-    /// The key at fault, relative to the sink's table.
-    pub key: String,
-    source: Box<dyn Error + Send + Sync>,
-}
-
-impl ConnectError {
-    pub(crate) fn new(sink: &SinkId, key: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { sink: sink.clone(), key: key.into(), source: source.into() }
-    }
-}
-
-/// What a failure means to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    pub(crate) kind: PublishErrorKind,
-    pub(crate) reason: PublishReason,
-}
-
-/// A failure before anything was sent, or after a clear refusal.
-const fn unavailable(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Unavailable, reason }
-}
-
-const fn throttled() -> Verdict {
-    Verdict { kind: PublishErrorKind::Throttled, reason: PublishReason::Throttled }
-}
-
-const fn rejected(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Rejected, reason }
-}
-
-const fn unknown(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Unknown, reason }
-}
-
-const fn misconfigured(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Misconfigured, reason }
 }
 
 /// Why there is no connection, or none that takes messages.

@@ -35,7 +35,6 @@ use hookgate_core::sink::Addressing;
 
 pub use self::{
     config::{Config, TlsConfig},
-    error::ConnectError,
     sink::{AmqpSink, connect},
 };
 

@@ -18,7 +18,7 @@ use hookgate_core::{
     message::Message,
     observe::Observer,
     secret::ResolveSecret,
-    sink::{Capabilities, Position, PublishError, PublishReason, Receipt, Sink, Target},
+    sink::{Capabilities, ConnectError, Position, PublishError, PublishReason, Receipt, Sink, Target},
 };
 use lapin::types::ShortString;
 use tokio::{sync::watch, task::JoinHandle};
@@ -27,7 +27,7 @@ use crate::{
     access::{Access, AccessError},
     config::Config,
     connection::{Dialer, Link, Live},
-    error::{Cause, ConnectError, Disconnected},
+    error::{Cause, Disconnected},
     outbound::Outbound,
 };
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Place, assert_error, config, connect};
+use common::{Place, config, connect};
 use hookgate_core::{
     observe::Chain,
     sink::{
@@ -14,6 +14,7 @@ use hookgate_core::{
 };
 use hookgate_testkit::{
     rabbit::{RabbitConfig, RabbitServer, RabbitTls},
+    sinks::assert_error,
     tls::Pki,
 };
 

@@ -68,7 +68,7 @@ impl RabbitBroker {
     }
 
     async fn connect(&self, config: &Config, id: SinkId, observer: Arc<dyn Observer>) -> Arc<AmqpSink> {
-        let connected = hookgate_sink_amqp::connect(id, config, &mut common::resolve, observer).await;
+        let connected = hookgate_sink_amqp::connect(id, config, &mut hookgate_testkit::sinks::resolve, observer).await;
         Arc::new(connected.expect("the config can be used"))
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{AT_ONCE, Connected, LIMIT, LONG, Place, ample, assert_error, config, connect, message_to, target};
+use common::{AT_ONCE, Connected, LIMIT, LONG, Place, ample, config, connect, message_to, target};
 use futures_util::future::join_all;
 use hookgate_core::{
     limits::Deadline,
@@ -21,6 +21,7 @@ use hookgate_testkit::{
     process::wait_until,
     proxy::{FaultProxy, ProxyMode},
     rabbit::{Borrowed, PASSWORD, QueueArgument, USER},
+    sinks::assert_error,
 };
 
 async fn start() -> (Borrowed, Place, Connected) {

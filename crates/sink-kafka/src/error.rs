@@ -4,65 +4,14 @@ use std::{error::Error, sync::Arc};
 
 use hookgate_core::{
     event::SinkId,
-    sink::{Position, PublishError, PublishErrorKind, PublishReason},
+    sink::{
+        Position, PublishError, PublishReason, Verdict,
+        verdict::{misconfigured, rejected, throttled, unavailable, unknown},
+    },
 };
 use rdkafka::{error::KafkaError, producer::future_producer::Delivery, types::RDKafkaErrorCode as Code};
 
 use crate::access::AccessError;
-
-/// Why a sink cannot begin to connect: something that its config names cannot be used.
-///
-/// A broker that is down, or refuses us, is not among it: the sink starts and says so when it is asked.
-#[derive(Debug, thiserror::Error)]
-#[error("set up sink {sink} from its key `{key}`")]
-pub struct ConnectError {
-    /// The sink.
-    pub sink: SinkId,
-    /// The key at fault, relative to the sink's table.
-    pub key: String,
-    source: Box<dyn Error + Send + Sync>,
-}
-
-impl ConnectError {
-    pub(crate) fn new(sink: &SinkId, key: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { sink: sink.clone(), key: key.into(), source: source.into() }
-    }
-}
-
-/// What a failure means to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    kind: PublishErrorKind,
-    reason: PublishReason,
-}
-
-/// A failure before anything was sent, or after a clear refusal.
-const fn unavailable(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Unavailable, reason }
-}
-
-const fn throttled() -> Verdict {
-    Verdict { kind: PublishErrorKind::Throttled, reason: PublishReason::Throttled }
-}
-
-const fn rejected(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Rejected, reason }
-}
-
-const fn unknown(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Unknown, reason }
-}
-
-const fn misconfigured(reason: PublishReason) -> Verdict {
-    Verdict { kind: PublishErrorKind::Misconfigured, reason }
-}
-
-impl Verdict {
-    /// Whether waiting mends nothing.
-    pub(crate) fn needs_an_operator(self) -> bool {
-        self.kind == PublishErrorKind::Misconfigured
-    }
-}
 
 /// Why no broker can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

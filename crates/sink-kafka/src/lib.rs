@@ -22,7 +22,6 @@ use hookgate_core::sink::Addressing;
 
 pub use self::{
     config::{Compression, Config, Sasl, TlsConfig},
-    error::ConnectError,
     sink::{KafkaSink, connect},
 };
 

@@ -9,7 +9,7 @@ use hookgate_core::{
     message::Message,
     observe::Observer,
     secret::ResolveSecret,
-    sink::{Capabilities, PublishError, Receipt, Sink, Target},
+    sink::{Capabilities, ConnectError, PublishError, Receipt, Sink, Target},
 };
 use rdkafka::message::{Header, OwnedHeaders};
 use tokio::{
@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     access::{Access, AccessError},
     config::Config,
-    error::{Cause, ConnectError, Disconnected, position},
+    error::{Cause, Disconnected, position},
     producer::{Answer, Live, Maker},
     watch::{ANSWER_MAX, Link, State, Watch},
 };

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hookgate_core::{
     event::SinkId,
     observe::{Observation, Observer},
+    sink::Verdict,
 };
 use tokio::{
     sync::watch,
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    error::{Disconnected, Verdict},
+    error::Disconnected,
     producer::{Answer, Live, Maker},
 };
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{TOPIC, assert_error, config, connect, message};
+use common::{TOPIC, config, connect, message};
 use hookgate_core::{
     observe::Chain,
     sink::{
@@ -15,6 +15,7 @@ use hookgate_core::{
 };
 use hookgate_testkit::{
     kafka::{KafkaConfig, KafkaLogin, KafkaServer, KafkaTls},
+    sinks::assert_error,
     tls::Pki,
 };
 
@@ -59,7 +60,7 @@ async fn a_password_that_is_mended_in_its_file_is_used_without_a_restart() {
     let lines = format!("user = 'relay'\npassword = {{ file = '{}' }}\nsasl = 'scram-sha-512'", path.display());
     let mut slots = Vec::new();
     let mut resolve = |reference: &hookgate_core::secret::SecretRef| {
-        let slot = common::resolve(reference)?;
+        let slot = hookgate_testkit::sinks::resolve(reference)?;
         slots.push(std::sync::Arc::clone(&slot));
         Ok(slot)
     };
@@ -189,7 +190,7 @@ async fn a_token_lets_in_until_it_ends_and_the_next_one_does_again() {
     connect(&config(&server.address(), &lines(&token(3600)))).await.publish_well(&message("with a token")).await;
     let mut slots = Vec::new();
     let mut resolve = |reference: &hookgate_core::secret::SecretRef| {
-        let slot = common::resolve(reference)?;
+        let slot = hookgate_testkit::sinks::resolve(reference)?;
         slots.push(std::sync::Arc::clone(&slot));
         Ok(slot)
     };

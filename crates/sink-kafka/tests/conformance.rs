@@ -40,7 +40,7 @@ impl KafkaBroker {
     }
 
     async fn connect(&self, config: &Config, id: SinkId, observer: Arc<dyn Observer>) -> Arc<KafkaSink> {
-        let connected = hookgate_sink_kafka::connect(id, config, &mut common::resolve, observer).await;
+        let connected = hookgate_sink_kafka::connect(id, config, &mut hookgate_testkit::sinks::resolve, observer).await;
         Arc::new(connected.expect("the config can be used"))
     }
 }

@@ -4,13 +4,13 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{Connected, assert_error, config, connect, message_to, to};
+use common::{Connected, config, connect, message_to, to};
 use hookgate_core::sink::{
     PublishErrorKind::{Misconfigured, Rejected},
     PublishReason::{NoDestination, TooLarge},
     Sink, Target,
 };
-use hookgate_testkit::{event::TestEvent, kafka::KafkaServer, process::wait_until};
+use hookgate_testkit::{event::TestEvent, kafka::KafkaServer, process::wait_until, sinks::assert_error};
 
 /// The shared server with a topic of the test's own, and a sink for it.
 async fn server_with(topic: &str, partitions: i32) -> (Arc<KafkaServer>, Connected) {

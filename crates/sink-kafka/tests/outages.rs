@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{LIMIT, TOPIC, assert_error, config, connect, message, to};
+use common::{LIMIT, TOPIC, config, connect, message, to};
 use hookgate_core::{
     limits::Deadline,
     sink::{
@@ -21,7 +21,8 @@ use hookgate_testkit::{
     event::TestEvent,
     kafka::{KafkaConfig, KafkaServer},
     process::wait_until,
-    proxy::{FaultProxy, ProxyMode},
+    proxy::ProxyMode,
+    sinks::assert_error,
 };
 
 /// What "at once" means on a busy machine.

@@ -21,7 +21,6 @@ use hookgate_core::sink::Addressing;
 
 pub use self::{
     config::{Config, TlsConfig},
-    error::ConnectError,
     sink::{NatsSink, connect},
 };
 

@@ -13,7 +13,7 @@ use hookgate_core::{
     message::Message,
     observe::Observer,
     secret::ResolveSecret,
-    sink::{Capabilities, PublishError, Receipt, Sink, Target},
+    sink::{Capabilities, ConnectError, PublishError, Receipt, Sink, Target},
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -21,7 +21,7 @@ use crate::{
     access::Access,
     config::{self, Config},
     connection::{Dialer, Link, Live},
-    error::{Cause, ConnectError, Disconnected, position},
+    error::{Cause, Disconnected, position},
     review,
 };
 

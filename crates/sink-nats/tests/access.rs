@@ -4,7 +4,7 @@ mod common;
 
 use std::{path::PathBuf, sync::Arc};
 
-use common::{add_stream, assert_error, config, connect, jwt::Account, message};
+use common::{add_stream, config, connect, jwt::Account, message};
 use hookgate_core::{
     observe::Chain,
     sink::{
@@ -12,7 +12,10 @@ use hookgate_core::{
         PublishReason::{Auth, Tls},
     },
 };
-use hookgate_testkit::nats::{NatsAccess, NatsConfig, NatsServer, NatsTls};
+use hookgate_testkit::{
+    nats::{NatsAccess, NatsConfig, NatsServer, NatsTls},
+    sinks::assert_error,
+};
 use nkeys::KeyPair;
 use tempfile::TempDir;
 

@@ -70,7 +70,7 @@ impl NatsBroker {
     }
 
     async fn connect(&self, config: &Config, id: SinkId, observer: Arc<dyn Observer>) -> Arc<NatsSink> {
-        let connected = hookgate_sink_nats::connect(id, config, &mut common::resolve, observer).await;
+        let connected = hookgate_sink_nats::connect(id, config, &mut hookgate_testkit::sinks::resolve, observer).await;
         Arc::new(connected.expect("the config can be used"))
     }
 }

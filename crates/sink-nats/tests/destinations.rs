@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{SUBJECT, assert_error, config, connect, message, message_to};
+use common::{SUBJECT, config, connect, message, message_to};
 use futures_util::StreamExt;
 use hookgate_core::{
     limits::Deadline,
@@ -17,6 +17,7 @@ use hookgate_core::{
 use hookgate_testkit::{
     event::TestEvent,
     nats::{NatsConfig, NatsServer},
+    sinks::assert_error,
 };
 use serde_json::{Value, json};
 

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Connected, LIMIT, SUBJECT, assert_error, config, connect, message};
+use common::{Connected, LIMIT, SUBJECT, config, connect, message};
 use hookgate_core::{
     limits::Deadline,
     message::Message,
@@ -30,6 +30,7 @@ use hookgate_testkit::{
     nats_wire::StoredMessage,
     process::{free_port, wait_until},
     proxy::{FaultProxy, ProxyMode},
+    sinks::assert_error,
 };
 use tokio::{sync::Notify, task::JoinHandle};
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Connected, assert_error, config, connect, jwt::Account, message, message_to, try_connect_with};
+use common::{Connected, config, connect, jwt::Account, message, message_to, try_connect_with};
 use hookgate_core::{
     secret::{Secret, SecretOrigin, SecretRef, SecretSlot},
     sink::{PublishErrorKind::Misconfigured, PublishReason::Auth, Sink},
@@ -16,6 +16,7 @@ use hookgate_sink_nats::Config;
 use hookgate_testkit::{
     nats::{NatsAccess, NatsConfig, NatsServer},
     nats_wire::NatsWire,
+    sinks::assert_error,
 };
 use serde_json::{Value, json};
 
@@ -74,7 +75,7 @@ async fn connect_with_rotated(config: &Config, first: &str) -> (Connected, Arc<S
     let slot = Arc::new(SecretSlot::new("rotated", secret(first)));
     let mut resolve = |reference: &SecretRef| match reference.origin {
         SecretOrigin::Env(_) => Ok(Arc::clone(&slot)),
-        SecretOrigin::File(_) | SecretOrigin::Literal(_) => common::resolve(reference),
+        SecretOrigin::File(_) | SecretOrigin::Literal(_) => hookgate_testkit::sinks::resolve(reference),
     };
     let connected = try_connect_with(config, &mut resolve).await.expect("the config can be used");
     (connected, slot)

@@ -13,7 +13,7 @@
 //! - [`event`]: events, messages and pipelines, made through core's own doors.
 //! - [`fake_sink`], [`fake_store`]: a sink and a claim store in memory that do as they are told; [`recorder`]: an observer
 //!   that keeps what happens.
-//! - [`conformance`]: what every sink must do, run against its real broker.
+//! - [`sinks`]: secrets and errors for the tests of every sink; [`conformance`]: what every sink must do, run against its real broker.
 //!
 //! This is a test tool: where the arrangement itself fails (no broker installed, a limit that passed), it panics and
 //! says what to do. Nothing here is ever shipped, and nothing here knows how the relay works inside.
@@ -35,4 +35,5 @@ pub mod recorder;
 pub mod redis;
 pub mod redis_wire;
 pub mod sender;
+pub mod sinks;
 pub mod tls;

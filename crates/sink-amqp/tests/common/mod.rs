@@ -9,15 +9,16 @@ use hookgate_core::{
     limits::Deadline,
     message::Message,
     observe::Chain,
-    secret::{ResolveSecret, Secret, SecretOrigin, SecretRef, SecretSlot},
-    sink::{Position, PublishError, PublishErrorKind, PublishReason, Receipt, Sink, Target},
+    secret::ResolveSecret,
+    sink::{ConnectError, Position, PublishError, PublishReason, Receipt, Sink, Target},
 };
-use hookgate_sink_amqp::{AmqpSink, Config, ConnectError};
+use hookgate_sink_amqp::{AmqpSink, Config};
 use hookgate_testkit::{
     event::TestEvent,
     process::wait_until,
     rabbit::{Borrowed, PASSWORD, QueueArgument, RabbitMessage, RabbitServer, USER},
     recorder::Recorder,
+    sinks::resolve,
 };
 use tokio::task::JoinHandle;
 
@@ -127,17 +128,6 @@ pub(crate) fn config_without_login(text: &str) -> Config {
     config
 }
 
-/// Turns a reference into a slot as the program does.
-pub(crate) fn resolve(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
-    let value = match &reference.origin {
-        SecretOrigin::Literal(text) => text.as_bytes().to_vec(),
-        SecretOrigin::File(path) => std::fs::read(path).map_err(|error| error.to_string())?,
-        SecretOrigin::Env(variable) => return Err(format!("{variable} is not set")),
-    };
-    let secret = Secret::new(value).map_err(|error| error.to_string())?;
-    Ok(Arc::new(SecretSlot::new(reference.display_name(), secret)))
-}
-
 pub(crate) async fn try_connect(config: &Config) -> Result<Connected, ConnectError> {
     try_connect_with(config, &mut resolve).await
 }
@@ -193,15 +183,5 @@ impl Connected {
     /// Waits until the sink has told that it cannot publish, this many times.
     pub(crate) async fn tells_down(&self, times: usize) {
         wait_until(LIMIT, "the sink tells that it is down", async || self.seen.count("sink_down") >= times).await;
-    }
-}
-
-/// Asserts kind and reason of `error`, and that its chain of causes says all of `words`.
-#[track_caller]
-pub(crate) fn assert_error(error: &PublishError, kind: PublishErrorKind, reason: PublishReason, words: &[&str]) {
-    let chain = Chain(error).to_string();
-    assert_eq!((error.kind, error.reason), (kind, reason), "{chain}");
-    for part in words {
-        assert!(chain.contains(part), "{chain:?} does not say {part:?}");
     }
 }
