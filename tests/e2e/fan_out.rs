@@ -14,7 +14,7 @@ use hookgate_testkit::{
 
 use crate::{
     kafka_topics::{create_topic, read_topic},
-    relay::{LIMIT, OPENCLAW, Relay, create_stream, finished},
+    relay::{LIMIT, OPENCLAW, Relay, create_stream, finished, run_to_end},
 };
 
 /// NATS, RabbitMQ and Kafka, each with a place for the events.
@@ -116,4 +116,24 @@ async fn a_best_effort_broker_that_stands_still_changes_neither_the_answer_nor_i
     three.kafka.resume();
     let (nats, rabbit, _) = three.stored().await;
     assert_eq!((nats, rabbit), (101, 101));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_at_all_three_and_says_what_is_missing_there() {
+    let three = Three::start().await;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let tables = three.tables(true).replace("routing_key = \"fan-out\"", "exchange = \"absent\", routing_key = \"a\"");
+    std::fs::write(dir.path().join("relay.toml"), tables.replace("topic = \"fan-out\"", "topic = \"absent-{type}\""))
+        .expect("a writable directory");
+    let checked = run_to_end(dir.path(), &["check"], &[]);
+    let told = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success(), "{told}");
+    for said in [
+        "ok      sinks.js (nats)",
+        "ok      sinks.mq (amqp)\nWARNING sinks.mq: there is no exchange \"absent\"",
+        "ok      sinks.log (kafka)\nWARNING sinks.log: ",
+        "absent-x",
+    ] {
+        assert!(told.contains(said), "{said:?} is missing in:\n{told}");
+    }
 }
