@@ -20,3 +20,4 @@ mod relay;
 mod replicas;
 mod secrets;
 mod shutdown;
+mod spool;

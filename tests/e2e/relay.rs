@@ -106,6 +106,20 @@ impl Relay {
         relay
     }
 
+    /// Starts it again in its directory, after it has ended.
+    pub(crate) async fn start_again(&mut self, environment: &[(&str, &str)]) {
+        let starts = |log: &str| log.matches("hookgate is up").count();
+        let before = starts(&self.log());
+        let mut command = hookgate(self.dir());
+        command.arg("run").envs(environment.iter().copied()).env("HOOKGATE_LOG__FORMAT", "json");
+        self.process = Process::spawn("hookgate", command, self.dir.path());
+        let up = async || {
+            assert_eq!(self.process.exit_status(), None, "hookgate has ended:\n{}", self.process.log());
+            starts(&self.process.log()) > before
+        };
+        wait_until(LIMIT, "hookgate is up again", up).await;
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }

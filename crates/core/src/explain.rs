@@ -157,6 +157,7 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
     };
     let mut verdict = Verdict { verdict: "accept", status: 200, ..Verdict::default() };
     match request.proof() {
+        Proof::Spooled => unreachable!("a captured request comes from no spool"),
         Proof::Waived => verdict.scheme = Some("insecure-accept-anyone".to_owned()),
         Proof::Verified(credentials) => {
             let join = |part: fn(&crate::auth::Credential) -> &str| {

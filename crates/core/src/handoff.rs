@@ -7,20 +7,31 @@ use crate::{
     identity::Malformed,
     route::Plan,
     sink::Receipt,
+    spool::Ticket,
 };
 
-/// Every required destination of one event has acknowledged it.
+/// Every required destination of one event has acknowledged it, or the spool has it for that destination.
 #[derive(Debug)]
 pub struct Handoff {
     event: EventKey,
+    as_what: AcceptedAs,
 }
 
 impl Handoff {
-    /// Adds up `receipts`; `None` when a required leg of `plan` has none among them.
-    pub fn complete(plan: &Plan, receipts: &[Receipt]) -> Option<Self> {
-        let received = |leg: usize| receipts.iter().any(|receipt| receipt.is_for(plan.event(), leg));
+    /// Adds up `receipts` and `tickets`; `None` when a required leg of `plan` has none among them.
+    pub fn complete(plan: &Plan, receipts: &[Receipt], tickets: &[Ticket]) -> Option<Self> {
+        let event = plan.event();
+        let safe = |leg: usize| {
+            receipts.iter().any(|receipt| receipt.is_for(event, leg))
+                || tickets.iter().any(|ticket| ticket.is_for(event, leg))
+        };
+        let as_what = if tickets.is_empty() { AcceptedAs::Delivered } else { AcceptedAs::Spooled };
         let mut required = plan.legs().iter().filter(|leg| leg.required);
-        required.all(|leg| received(leg.index)).then(|| Self { event: plan.event() })
+        required.all(|leg| safe(leg.index)).then_some(Self { event, as_what })
+    }
+
+    pub(crate) fn as_what(&self) -> AcceptedAs {
+        self.as_what
     }
 
     pub(crate) fn event(&self) -> EventKey {
@@ -43,6 +54,8 @@ pub struct Accepted {
 pub enum AcceptedAs {
     /// Every required destination has it.
     Delivered,
+    /// The spool has it for those required destinations that do not have it yet.
+    Spooled,
     /// An earlier one with the same id was accepted.
     Duplicate,
     /// `unrouted.action = "drop"` says that it is not wanted.

@@ -323,7 +323,7 @@ impl Handshakes {
         let matched = |slot: &&Arc<SecretSlot>| match proof {
             // The same name, not an equal one: secrets may be called alike.
             Proof::Verified(credentials) => credentials.iter().any(|found| Arc::ptr_eq(&found.secret, slot.name())),
-            Proof::Waived => false,
+            Proof::Waived | Proof::Spooled => false,
         };
         self.answer(request, true, secrets.iter().find(matched))
     }

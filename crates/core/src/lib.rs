@@ -10,6 +10,8 @@
 pub mod auth;
 pub mod config;
 pub mod dedup;
+pub mod drain;
+pub mod envelope;
 pub mod event;
 pub mod explain;
 pub mod handoff;
@@ -28,5 +30,6 @@ pub mod route;
 pub mod secret;
 pub mod sink;
 pub mod source;
+pub mod spool;
 pub mod template;
 pub mod trace;

@@ -21,6 +21,12 @@ impl Deadline {
         Self(Instant::now() + span)
     }
 
+    /// The point at which a fifth of the time until then is left: what has to be done by then leaves room for what follows.
+    #[must_use]
+    pub fn with_reserve(self) -> Self {
+        Self(self.0 - self.remaining() / 5)
+    }
+
     /// How long until then; zero when it has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())

@@ -9,6 +9,7 @@ use crate::{
     dedup::StoreError,
     event::{Event, SinkId, SourceId},
     sink::{PublishError, PublishErrorKind, PublishReason},
+    spool::SpoolError,
 };
 
 /// Takes what happens. Called on the hot path: it must not block and must not fail.
@@ -193,6 +194,67 @@ pub enum Observation<'a> {
         /// The particulars.
         detail: &'a (dyn fmt::Display + Sync),
     },
+    /// A message was to be kept in the spool.
+    SpoolAppended {
+        /// The sink that it is for.
+        sink: &'a SinkId,
+        /// Why it is not, if so.
+        error: Option<&'a SpoolError>,
+        /// How long that took.
+        elapsed: Duration,
+    },
+    /// A message from the spool was tried.
+    SpoolReplayed {
+        /// The sink.
+        sink: &'a SinkId,
+        /// Who sent the event.
+        source: &'a SourceId,
+        /// What became of it.
+        result: ReplayResult,
+        /// Since the event arrived.
+        waited: Duration,
+    },
+    /// A message is not tried again until an operator says so.
+    DeadLettered {
+        /// The sink that it is for.
+        sink: &'a SinkId,
+        /// Who sent the event.
+        source: &'a SourceId,
+        /// The event.
+        event_id: &'a str,
+        /// What happened last.
+        reason: AttemptResult,
+        /// The same, for the operator.
+        cause: &'a (dyn fmt::Display + Sync),
+    },
+    /// Events for a sink go to the spool at once, since it has failed too often in a row; or that is over.
+    CircuitChanged {
+        /// The sink.
+        sink: &'a SinkId,
+        /// Whether they do.
+        open: bool,
+    },
+    /// The spool fsynced a batch of records.
+    SpoolSynced {
+        /// The sink that they are for.
+        sink: &'a SinkId,
+        /// How long the fsync took.
+        elapsed: Duration,
+    },
+    /// The spool found records that are damaged, and set them aside.
+    SpoolCorrupt {
+        /// The sink that they are for.
+        sink: &'a SinkId,
+        /// Which, for the operator.
+        detail: &'a str,
+    },
+    /// The spool found something that an operator should know.
+    SpoolNotice {
+        /// What, as a constant lower-case sentence.
+        message: &'static str,
+        /// The particulars.
+        detail: &'a (dyn fmt::Display + Sync),
+    },
     /// A secret's file changed and the new value is in use.
     SecretReplaced {
         /// The operator's name for it.
@@ -274,6 +336,8 @@ labels! {
     Outcome {
         /// Every required destination has it.
         Delivered => "delivered",
+        /// What a required destination did not take is in the spool.
+        Spooled => "spooled",
         /// It was accepted before.
         Duplicate => "duplicate",
         /// No route takes it, and the config says to drop it.
@@ -324,6 +388,18 @@ labels! {
         Commit => "commit",
         /// That an event was not.
         Release => "release",
+    }
+}
+
+labels! {
+    /// What became of an attempt to publish from the spool.
+    ReplayResult {
+        /// The broker has it.
+        Acked => "acked",
+        /// It will be tried again.
+        Retry => "retry",
+        /// It is a dead letter.
+        DeadLetter => "dead_letter",
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Method;
 use tokio::{task::JoinHandle, time::Instant};
@@ -10,16 +11,18 @@ use tokio_util::task::TaskTracker;
 use crate::{
     auth::{Authenticated, Fetch, Request, SnsRequest, Unverified, Wanted},
     dedup::{Dedup, OnMismatch},
+    envelope::{self, Burial},
     event::{Event, SourceId},
     handoff::{Accepted, AcceptedAs, Answered, Handoff, Miss, Refused},
     handshake::HandshakeReply,
     limits::Deadline,
     message::Message,
-    observe::{Observation, Observer, Outcome},
+    observe::{AttemptResult, Chain, Observation, Observer, Outcome},
     publisher::Publisher,
-    route::{Plan, Routed, Router},
-    sink::{PublishErrorKind, Receipt},
+    route::{Ack, Plan, Routed, Router},
+    sink::{PublishError, PublishErrorKind, Receipt},
     source::Source,
+    spool::{Shelf, Spool, SpoolError, SpoolReason, Ticket},
 };
 
 /// Everything that an event meets on its way.
@@ -30,6 +33,8 @@ pub struct Pipeline {
     pub dedup: Dedup,
     /// Each sink with its layers, at the index of its [`crate::event::SinkId`].
     pub publishers: Vec<Arc<Publisher>>,
+    /// Where messages wait that their sinks do not take in time, if they do.
+    pub spool: Option<Arc<dyn Spool>>,
     /// Gets the documents that verification needs, and confirms subscriptions.
     pub fetch: Arc<dyn Fetch>,
     /// Who is told what happens.
@@ -205,23 +210,97 @@ impl Pipeline {
             let publisher = Arc::clone(self.publisher(&message));
             self.tasks.spawn(async move { publisher.publish(&message, deadline).await.ok() });
         }
-        let published =
-            join_all(required.iter().map(|message| self.publisher(message).publish(message, deadline))).await;
+        let safe = match &self.spool {
+            None => join_all(required.iter().map(|message| self.publish(message, deadline))).await,
+            Some(spool) => {
+                join_all(required.iter().map(|message| self.publish_or_spool(&**spool, message, deadline))).await
+            }
+        };
         let mut miss = None;
-        let mut receipts: Vec<Receipt> = Vec::with_capacity(published.len());
-        for outcome in published {
+        let (mut receipts, mut tickets) = (Vec::with_capacity(safe.len()), Vec::new());
+        for outcome in safe {
             match outcome {
-                Ok(receipt) => receipts.push(receipt),
-                Err(error) => miss = miss.max(Some(Miss::from(error.kind))),
+                Ok(Safe::Receipt(receipt)) => receipts.push(receipt),
+                Ok(Safe::Ticket(ticket)) => tickets.push(ticket),
+                Err(error) => miss = miss.max(Some(error)),
             }
         }
         // A missing receipt without an error cannot be, and would be no reason to answer 2xx.
-        Handoff::complete(plan, &receipts).ok_or(Refused::NotHandedOff(miss.unwrap_or(Miss::Unknown)))
+        Handoff::complete(plan, &receipts, &tickets).ok_or(Refused::NotHandedOff(miss.unwrap_or(Miss::Unknown)))
+    }
+
+    async fn publish(&self, message: &Message, deadline: Deadline) -> Result<Safe, Miss> {
+        let published = self.publisher(message).publish(message, deadline).await;
+        published.map(Safe::Receipt).map_err(|error| Miss::from(error.kind))
+    }
+
+    /// Publishes `message`; what the broker does not take in time goes to the spool, and what it will never take to the dead
+    /// letters. Where neither has room, the sender is told what the broker said.
+    async fn publish_or_spool(&self, spool: &dyn Spool, message: &Message, deadline: Deadline) -> Result<Safe, Miss> {
+        let publisher = self.publisher(message);
+        if message.leg.ack == Ack::Spool || publisher.circuit_is_open() {
+            // Without the spool there is still the broker.
+            return match self.append(spool, message, Shelf::Backlog, envelope::encode(message), deadline).await {
+                Ok(ticket) => Ok(Safe::Ticket(ticket)),
+                Err(_) => self.publish(message, deadline).await,
+            };
+        }
+        let error = match publisher.publish(message, deadline.with_reserve()).await {
+            Ok(receipt) => return Ok(Safe::Receipt(receipt)),
+            Err(error) => error,
+        };
+        let kept = match error.kind {
+            PublishErrorKind::Rejected => self.bury(spool, message, &error, deadline).await,
+            _ => self.append(spool, message, Shelf::Backlog, envelope::encode(message), deadline).await,
+        };
+        kept.map(Safe::Ticket).map_err(|_| Miss::from(error.kind))
+    }
+
+    async fn bury(
+        &self,
+        spool: &dyn Spool,
+        message: &Message,
+        error: &PublishError,
+        deadline: Deadline,
+    ) -> Result<Ticket, SpoolError> {
+        let reason = AttemptResult::from(error.reason);
+        let cause = Chain(error).to_string();
+        let burial = Burial { reason: reason.label().to_owned(), error: cause, failures: 1, crashes: 0 };
+        let record = envelope::bury(&burial, &envelope::encode(message));
+        let ticket = self.append(spool, message, Shelf::Dead, record, deadline).await?;
+        let (sink, source, event_id) = (&message.leg.sink, &message.event.source, message.event.id.as_str());
+        let cause = &burial.error;
+        self.observer.observe(&Observation::DeadLettered { sink, source, event_id, reason, cause });
+        Ok(ticket)
+    }
+
+    async fn append(
+        &self,
+        spool: &dyn Spool,
+        message: &Message,
+        shelf: Shelf,
+        record: Bytes,
+        deadline: Deadline,
+    ) -> Result<Ticket, SpoolError> {
+        let (begun, sink) = (Instant::now(), &message.leg.sink);
+        let appended = deadline.bound(spool.append(sink, shelf, record)).await;
+        let appended = appended.unwrap_or_else(|_| {
+            Err(SpoolError { reason: SpoolReason::Timeout, detail: "no fsync before the reply deadline".to_owned() })
+        });
+        let error = appended.as_ref().err();
+        self.observer.observe(&Observation::SpoolAppended { sink, error, elapsed: begun.elapsed() });
+        appended.map(|number| Ticket::fsynced(message, number))
     }
 
     fn publisher(&self, message: &Message) -> &Arc<Publisher> {
         &self.publishers[message.leg.sink.index()]
     }
+}
+
+/// That one destination's message will not be lost.
+enum Safe {
+    Receipt(Receipt),
+    Ticket(Ticket),
 }
 
 /// What became of an event that was not refused.
@@ -259,6 +338,7 @@ impl Ending<'_> {
         self.outcome = match &result {
             Ok(accepted) => match accepted.as_what() {
                 AcceptedAs::Delivered => Outcome::Delivered,
+                AcceptedAs::Spooled => Outcome::Spooled,
                 AcceptedAs::Duplicate => Outcome::Duplicate,
                 AcceptedAs::Dropped => Outcome::Dropped,
             },

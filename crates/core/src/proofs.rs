@@ -114,7 +114,7 @@
 #![doc = include_str!("proofs.scaffold")]
 //! let (plan, message) = (plan(), message());
 //! // Earned:
-//! let handoff = Handoff::complete(&plan, &[Receipt::acknowledged(&message, position())]).unwrap();
+//! let handoff = Handoff::complete(&plan, &[Receipt::acknowledged(&message, position())], &[]).unwrap();
 //! # let _ = handoff;
 //! ```
 //! ```compile_fail,E0451

@@ -3,7 +3,13 @@
 //! A sink makes one attempt; this decides whether there is another. Each sink has its own bound, so that a stalled one
 //! holds up nobody else's messages.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::Semaphore,
@@ -24,7 +30,21 @@ pub struct Publisher {
     sink: Arc<dyn Sink>,
     in_flight: Semaphore,
     observer: Arc<dyn Observer>,
+    circuit: Circuit,
 }
+
+/// Whether it is worth while to wait for the sink.
+#[derive(Default)]
+struct Circuit {
+    failures_in_a_row: AtomicU32,
+    open: AtomicBool,
+    /// Messages acknowledged so far.
+    acknowledged: AtomicU64,
+}
+
+/// Attempts that failed in a row after which nobody waits for the sink any more, where there is a spool. More than chance
+/// gives, few enough that an outage costs a handful of senders the whole deadline.
+const CIRCUIT_FAILURES: u32 = 10;
 
 /// First pause between attempts; doubled each time. Short, since most faults that pass at all pass at once.
 const PAUSE_MIN: Duration = Duration::from_millis(25);
@@ -35,7 +55,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(400);
 impl Publisher {
     /// Wraps `sink`, to hold at most `in_flight_max` messages at once.
     pub fn new(id: SinkId, sink: Arc<dyn Sink>, in_flight_max: usize, observer: Arc<dyn Observer>) -> Self {
-        Self { id, sink, in_flight: Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)), observer }
+        let in_flight = Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS));
+        Self { id, sink, in_flight, observer, circuit: Circuit::default() }
     }
 
     /// The sink's name.
@@ -46,6 +67,17 @@ impl Publisher {
     /// The sink itself, to probe and to close.
     pub fn sink(&self) -> &Arc<dyn Sink> {
         &self.sink
+    }
+
+    /// Whether it has failed too often in a row to be waited for. The next acknowledgement closes it; what comes from the spool
+    /// tries for one all the time.
+    pub fn circuit_is_open(&self) -> bool {
+        self.circuit.open.load(Ordering::Relaxed)
+    }
+
+    /// How many messages it has acknowledged so far.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.circuit.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Publishes `message`, with as many attempts as fit before `deadline` and can help.
@@ -93,7 +125,16 @@ impl Publisher {
         unreachable!("the deadline comes before the last number")
     }
 
-    async fn attempt(&self, number: u32, message: &Message, deadline: Deadline) -> Result<Receipt, PublishError> {
+    /// Publishes `message`, with this one attempt and past the bound: for the spool, which has its own.
+    ///
+    /// # Errors
+    /// As the sink says.
+    pub(crate) async fn attempt(
+        &self,
+        number: u32,
+        message: &Message,
+        deadline: Deadline,
+    ) -> Result<Receipt, PublishError> {
         let started = Instant::now();
         // A sink keeps the deadline itself; this is the wall behind it.
         let attempt = match deadline.bound(self.sink.publish(message, deadline)).await {
@@ -113,6 +154,29 @@ impl Publisher {
             result,
             elapsed: started.elapsed(),
         });
+        self.note(attempt.as_ref().err());
         attempt
+    }
+
+    /// Opens or closes the circuit.
+    fn note(&self, error: Option<&PublishError>) {
+        let (sink, circuit) = (&self.id, &self.circuit);
+        match error.map(|error| error.kind) {
+            None => {
+                circuit.acknowledged.fetch_add(1, Ordering::Relaxed);
+                circuit.failures_in_a_row.store(0, Ordering::Relaxed);
+                if circuit.open.swap(false, Ordering::Relaxed) {
+                    self.observer.observe(&Observation::CircuitChanged { sink, open: false });
+                }
+            }
+            // The message's own fault.
+            Some(PublishErrorKind::Rejected) => {}
+            Some(_) => {
+                let failures = circuit.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+                if failures >= CIRCUIT_FAILURES && !circuit.open.swap(true, Ordering::Relaxed) {
+                    self.observer.observe(&Observation::CircuitChanged { sink, open: true });
+                }
+            }
+        }
     }
 }

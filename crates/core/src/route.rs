@@ -28,8 +28,24 @@ pub struct RouteConfig {
     /// Default: all events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// What an answer of 2xx waits for. Default: `"broker"`, each required destination's acknowledgement; the spool steps in
+    /// where one does not come in time. With `"spool"` it is the spool's fsync, and the event is published afterwards: for
+    /// senders that cannot wait for a slow broker.
+    #[serde(default)]
+    pub ack: Ack,
     /// Where they go; every destination of every matching route gets the event.
     pub to: Vec<DestinationConfig>,
+}
+
+/// What an answer of 2xx waits for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// The acknowledgement of the broker.
+    #[default]
+    Broker,
+    /// The fsync of the spool.
+    Spool,
 }
 
 /// One entry of a route's `to`.
@@ -122,6 +138,8 @@ pub struct Leg {
     pub route: Arc<str>,
     /// Whether the event is accepted only once this leg has a receipt.
     pub required: bool,
+    /// What the answer waits for.
+    pub ack: Ack,
     /// Whether the plan has another leg in the same sink.
     pub shares_sink: bool,
 }
@@ -199,6 +217,7 @@ struct Destination {
     sink: SinkId,
     route: Arc<str>,
     required: bool,
+    ack: Ack,
     target: TargetTemplate,
 }
 
@@ -251,7 +270,7 @@ impl Router {
             let when = route.when.as_deref().map_or(Ok(Condition::always()), |text| Condition::parse(text, names));
             let when = when.map_err(|message| problems.push(Problem::new(format!("{key}.when"), message)));
             let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
-            let to = compile_destinations(&format!("{key}.to"), &name, &route.to, names, &mut problems);
+            let to = compile_destinations(&format!("{key}.to"), &name, route.ack, &route.to, names, &mut problems);
             if let Ok(when) = when {
                 compiled.push(Route { name: name.as_str().into(), when, to });
             }
@@ -259,9 +278,14 @@ impl Router {
         let unrouted = match &unrouted.action {
             UnroutedAction::Reject => Unrouted::Reject,
             UnroutedAction::Drop => Unrouted::Drop,
-            UnroutedAction::To(to) => {
-                Unrouted::To(compile_destinations("unrouted.action.to", "unrouted", to, names, &mut problems))
-            }
+            UnroutedAction::To(to) => Unrouted::To(compile_destinations(
+                "unrouted.action.to",
+                "unrouted",
+                Ack::Broker,
+                to,
+                names,
+                &mut problems,
+            )),
         };
         if problems.is_empty() { Ok(Self { routes: compiled, unrouted }) } else { Err(problems) }
     }
@@ -314,13 +338,20 @@ fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
     for destination in to {
         let target = destination.target.render(event);
         match legs.iter_mut().find(|leg| leg.sink == destination.sink && leg.target == target) {
-            Some(leg) => leg.required |= destination.required,
+            Some(leg) => {
+                leg.required |= destination.required;
+                // The stronger promise of the two.
+                if destination.ack == Ack::Broker {
+                    leg.ack = Ack::Broker;
+                }
+            }
             None => legs.push(Leg {
                 index: legs.len(),
                 sink: destination.sink.clone(),
                 target,
                 route: Arc::clone(&destination.route),
                 required: destination.required,
+                ack: destination.ack,
                 shares_sink: false,
             }),
         }
@@ -330,6 +361,7 @@ fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
 fn compile_destinations(
     key: &str,
     route: &str,
+    ack: Ack,
     to: &[DestinationConfig],
     names: &Names<'_>,
     problems: &mut Vec<Problem>,
@@ -344,7 +376,7 @@ fn compile_destinations(
         match compile_destination(destination, names) {
             Err(problem) => problems.push(problem.within(&format!("{key}[{place}]"))),
             Ok((sink, target)) => {
-                compiled.push(Destination { sink, route: route.into(), required: destination.required, target });
+                compiled.push(Destination { sink, route: route.into(), required: destination.required, ack, target });
             }
         }
     }

@@ -5,6 +5,7 @@
 use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{EventKey, SinkId},
@@ -76,7 +77,8 @@ pub enum Addressing {
 }
 
 /// Where in a sink a message goes, rendered for one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Target {
     /// The one place that the sink has.
     Whole,

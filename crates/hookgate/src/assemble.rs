@@ -11,8 +11,9 @@ use hookgate_core::{
     observe::Observer,
     pipeline::Pipeline,
     publisher::Publisher,
-    route::{Names, Router, SinkDeclaration},
+    route::{Ack, Names, Router, SinkDeclaration},
     source::{Source, Surroundings},
+    spool::Spool,
 };
 use hookgate_http::{Fetcher, Tls};
 use hookgate_redis as redis;
@@ -66,6 +67,12 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
         match Source::compile(id, table, &surroundings, &mut |secret| secrets.resolve(secret)) {
             Ok(source) => sources.push(Arc::new(source)),
             Err(found) => problems.extend(found.into_iter().map(|problem| problem.within(&key))),
+        }
+    }
+    for (place, route) in config.routes.iter().enumerate() {
+        if route.ack == Ack::Spool && config.spool.is_none() {
+            let message = "is \"spool\", but there is no [spool] table; write one with dir = \"…\"";
+            problems.push(Problem::new(format!("routes[{place}].ack"), message));
         }
     }
     problems.extend(check_sources(config, &sources));
@@ -130,6 +137,7 @@ pub(crate) async fn connect(
     config: &Config,
     router: Router,
     secrets: &mut Secrets,
+    spool: Option<Arc<dyn Spool>>,
     fetch: Arc<dyn Fetch>,
     observer: &Arc<dyn Observer>,
 ) -> anyhow::Result<(Pipeline, Option<Releaser>)> {
@@ -154,6 +162,7 @@ pub(crate) async fn connect(
         router,
         dedup: Dedup { memory, shared, observer: Arc::clone(observer) },
         publishers,
+        spool,
         fetch,
         observer: Arc::clone(observer),
         reply_deadline: config.server.reply_deadline,

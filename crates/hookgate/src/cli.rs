@@ -15,6 +15,7 @@ use crate::{
     explain::{self, Explain},
     run::{self, Failure},
     send::{self, Send},
+    shelf,
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -44,6 +45,10 @@ enum Command {
     Explain(Explain),
     /// Make a correctly signed test event of a source and post it.
     Send(Send),
+    /// Look at what waits to be published, put it anew, or drop it.
+    Spool(shelf::Command),
+    /// Look at what is not tried again by itself, put it anew, or drop it.
+    Dead(shelf::Command),
     /// Print the config as it is understood, with defaults filled in and secrets left out.
     Config,
 }
@@ -58,6 +63,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Check => check(&arguments),
         Command::Explain(what) => explain(&arguments, what),
         Command::Send(what) => send(&arguments, what),
+        Command::Spool(what) => shelf(&arguments, what, false),
+        Command::Dead(what) => shelf(&arguments, what, true),
         Command::Config => print_config(&arguments),
     };
     outcome.unwrap_or_else(|failure| match failure {
@@ -87,6 +94,11 @@ fn explain(arguments: &Arguments, what: &Explain) -> Result<ExitCode, Failure> {
 
 fn send(arguments: &Arguments, what: &Send) -> Result<ExitCode, Failure> {
     send::send(what, &load(arguments)?, arguments.json)
+}
+
+fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<ExitCode, Failure> {
+    let config = load(arguments)?;
+    runtime()?.block_on(shelf::shelf(what, dead, &config, arguments.json))
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {

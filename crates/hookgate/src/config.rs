@@ -24,7 +24,7 @@ use hookgate_redis as redis;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::read::Reader;
-use crate::sinks::SinkConfig;
+use crate::{sinks::SinkConfig, spool::SpoolConfig};
 
 /// Everything that `relay.toml` says.
 #[derive(Debug, Serialize)]
@@ -34,6 +34,9 @@ pub(crate) struct Config {
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
     pub(crate) dedup: DedupConfig,
+    /// Where messages wait that a broker does not take in time. Without it their senders are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spool: Option<SpoolConfig>,
     pub(crate) sources: BTreeMap<String, SourceConfig>,
     pub(crate) sinks: BTreeMap<String, SinkConfig>,
     pub(crate) routes: Vec<RouteConfig>,
@@ -211,24 +214,26 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     let outbound = reader.table("outbound");
     let log = reader.table("log");
     let dedup = reader.table("dedup");
+    let spool = reader.optional_table("spool");
     let sources = reader.named_tables("sources", |reader, key, table| reader.value::<SourceConfig>(key, table));
     let sinks = reader.named_tables("sinks", SinkConfig::read);
     let routes = reader.list("routes");
     let unrouted = reader.table("unrouted");
     let problems = reader.finish();
-    match (server, admin, outbound, log, dedup, sources, sinks, routes, unrouted) {
+    match (server, admin, outbound, log, dedup, spool, sources, sinks, routes, unrouted) {
         (
             Some(server),
             Some(admin),
             Some(outbound),
             Some(log),
             Some(dedup),
+            Some(spool),
             Some(sources),
             Some(sinks),
             Some(routes),
             Some(unrouted),
         ) if problems.is_empty() => {
-            Ok(Config { server, admin, outbound, log, dedup, sources, sinks, routes, unrouted, origins })
+            Ok(Config { server, admin, outbound, log, dedup, spool, sources, sinks, routes, unrouted, origins })
         }
         _ => Err(origins.locate(problems)),
     }

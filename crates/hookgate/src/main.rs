@@ -8,7 +8,9 @@ mod explain;
 mod run;
 mod secrets;
 mod send;
+mod shelf;
 mod sinks;
+mod spool;
 mod telemetry;
 
 use std::process::ExitCode;

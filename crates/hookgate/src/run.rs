@@ -8,23 +8,27 @@ use std::{
 
 use anyhow::Context;
 use hookgate_core::{
+    drain::Drain,
+    event::SourceId,
     limits::Deadline,
     observe::{Observation, Observer},
     pipeline::Pipeline,
     publisher::Publisher,
     sink::Target,
     source::Source,
+    spool::Spool,
 };
 use hookgate_http::{Ingress, Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     assemble::{self, Parts},
     config::{Config, Problems},
+    spool::LocalSpool,
     telemetry::{self, Telemetry, millis},
 };
 
@@ -87,13 +91,32 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
     let public =
         bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?.with_tls(tls.clone());
-    let (pipeline, releaser) = assemble::connect(&config, router, &mut secrets, Arc::new(fetcher), &observer).await?;
+    let spool = open_spool(&config, &observer).await?;
+    let port = spool.as_ref().map(|spool| Arc::clone(spool) as Arc<dyn Spool>);
+    let (pipeline, releaser) =
+        assemble::connect(&config, router, &mut secrets, port, Arc::new(fetcher), &observer).await?;
     let pipeline = Arc::new(pipeline);
-    telemetry.started(Arc::clone(&pipeline.dedup.memory));
+    telemetry.started(Arc::clone(&pipeline.dedup.memory), spool.clone());
     let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
 
     let stops = Stops::default();
-    let background = tokio_util::task::TaskTracker::new();
+    let background = TaskTracker::new();
+    let drains = TaskTracker::new();
+    if let (Some(spool), Some(table)) = (&spool, &config.spool) {
+        let ids: Arc<[SourceId]> = sources.iter().map(|source| source.id().clone()).collect();
+        for publisher in &pipeline.publishers {
+            let drain = Drain {
+                backlog: spool.backlog(publisher.id()),
+                spool: Arc::clone(spool) as Arc<dyn Spool>,
+                publisher: Arc::clone(publisher),
+                sources: Arc::clone(&ids),
+                limits: table.limits(),
+                observer: Arc::clone(&observer),
+            };
+            drains.spawn(drain.run(stops.drains.clone()));
+        }
+    }
+    drains.close();
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
     for publisher in &pipeline.publishers {
@@ -118,7 +141,10 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
         tracing::warn!("second signal: exiting at once");
         std::process::exit(130);
     });
-    shut_down(&config, &telemetry, &pipeline, &stops, public).await;
+    shut_down(&config, &telemetry, &pipeline, &stops, public, &drains).await;
+    if let Some(spool) = spool {
+        within(CLOSE_LIMIT, "closing the spool", spool.close()).await;
+    }
     // The admin port goes last, so that the final scrape sees how it ended.
     stops.background.cancel();
     background.close();
@@ -128,6 +154,14 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     within(CLOSE_LIMIT, "background tasks", background.wait()).await;
     tracing::info!("hookgate has stopped");
     Ok(())
+}
+
+/// Opens the spool, on a thread that may wait for the disk.
+async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Result<Option<Arc<LocalSpool>>> {
+    let Some(table) = config.spool.clone() else { return Ok(None) };
+    let (sinks, observer) = (assemble::sink_ids(config), Arc::clone(observer));
+    let opened = tokio::task::spawn_blocking(move || LocalSpool::open(&table, &sinks, &observer));
+    Ok(Some(Arc::new(opened.await.context("open the spool")??)))
 }
 
 /// Fetches the key sets of token issuers at the start, so that the first requests seldom wait for them, and looks for new keys
@@ -179,6 +213,7 @@ async fn keep_certificates(tls: Option<Tls>, stop: CancellationToken) {
 #[derive(Default)]
 struct Stops {
     public: CancellationToken,
+    drains: CancellationToken,
     public_abort: CancellationToken,
     background: CancellationToken,
     admin: CancellationToken,
@@ -191,6 +226,7 @@ async fn shut_down(
     pipeline: &Pipeline,
     stops: &Stops,
     public: tokio::task::JoinHandle<()>,
+    drains: &TaskTracker,
 ) {
     // Not ready, but serving on: load balancers learn of it later than we do, and a refused request would be lost.
     telemetry.draining();
@@ -207,6 +243,9 @@ async fn shut_down(
     // Publishes whose clients have gone, and the legs that nobody waited for.
     pipeline.tasks.close();
     within(limit.remaining().max(config.server.reply_deadline), "publishes in flight", pipeline.tasks.wait()).await;
+
+    stops.drains.cancel();
+    within(limit.remaining().max(config.server.reply_deadline), "publishes from the spool", drains.wait()).await;
 
     let deadline = Deadline::after(CLOSE_LIMIT);
     for publisher in &pipeline.publishers {

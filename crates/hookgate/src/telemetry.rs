@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hookgate_core::{
     dedup::Memory,
     event::SinkId,
@@ -17,6 +19,8 @@ use hookgate_core::{
 };
 use hookgate_http::admin::{Readiness, Status};
 use tokio_util::sync::CancellationToken;
+
+use crate::{shelf, spool::LocalSpool};
 
 use self::{health::Health, log::Log, metrics::Metrics};
 
@@ -31,6 +35,7 @@ pub(crate) struct Telemetry {
     log: Log,
     health: Health,
     memory: OnceLock<Arc<Memory>>,
+    spool: OnceLock<Arc<LocalSpool>>,
 }
 
 impl Telemetry {
@@ -40,12 +45,15 @@ impl Telemetry {
             sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
         let (metrics, health) = (Metrics::new(&credentials, sinks, shares_dedup), Health::new(sinks, shares_dedup));
         let log = Log::new(sources.len(), sinks.len());
-        Arc::new(Self { metrics, log, health, memory: OnceLock::new() })
+        Arc::new(Self { metrics, log, health, memory: OnceLock::new(), spool: OnceLock::new() })
     }
 
     /// Everything is connected: readiness follows the sinks from here.
-    pub(crate) fn started(&self, memory: Arc<Memory>) {
+    pub(crate) fn started(&self, memory: Arc<Memory>, spool: Option<Arc<LocalSpool>>) {
         self.memory.get_or_init(|| memory);
+        if let Some(spool) = spool {
+            self.spool.get_or_init(|| spool);
+        }
         self.health.started();
     }
 
@@ -85,10 +93,20 @@ impl Status for Telemetry {
     }
 
     fn ready(&self) -> Readiness {
-        self.health.ready()
+        self.health.ready(self.spool.get().map(|spool| spool.trouble()))
+    }
+
+    fn spool(&self, request: Bytes) -> BoxFuture<'_, Result<Vec<u8>, String>> {
+        Box::pin(async move {
+            match self.spool.get() {
+                Some(spool) => shelf::answer(spool, &request).await,
+                None => Err("there is no [spool] in the config".to_owned()),
+            }
+        })
     }
 
     fn metrics(&self) -> String {
-        self.metrics.render(self.memory.get().map_or(0, |memory| memory.len()))
+        let entries = self.memory.get().map_or(0, |memory| memory.len());
+        self.metrics.render(entries, self.spool.get().map(Arc::as_ref))
     }
 }

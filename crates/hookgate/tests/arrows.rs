@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hookgate-sink-kafka", &["hookgate-core"]),
     ("hookgate-sink-nats", &["hookgate-core"]),
     ("hookgate-sink-stdout", &["hookgate-core"]),
+    ("hookgate-spool", &[]),
     ("hookgate-testkit", &["hookgate-core"]),
     (
         "hookgate",
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "hookgate-sink-kafka",
             "hookgate-sink-nats",
             "hookgate-sink-stdout",
+            "hookgate-spool",
         ],
     ),
 ];

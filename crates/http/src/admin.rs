@@ -2,8 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::{Router, body::Body, response::Response, routing::get};
-use http::{HeaderValue, StatusCode, header};
+use axum::{
+    Router,
+    body::Body,
+    extract::DefaultBodyLimit,
+    response::Response,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 /// What the admin port shows; the program implements it.
@@ -13,6 +21,12 @@ pub trait Status: Send + Sync + 'static {
 
     /// Whether it can accept events, and in what state its dependencies are.
     fn ready(&self) -> Readiness;
+
+    /// Looks at messages in the spool or moves them, as `hookgate spool` and `hookgate dead` ask in JSON.
+    ///
+    /// # Errors
+    /// Why it cannot, as a sentence.
+    fn spool(&self, request: Bytes) -> BoxFuture<'_, Result<Vec<u8>, String>>;
 
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> String;
@@ -33,6 +47,19 @@ pub struct Readiness {
     /// The dedup store that replicas share, if they do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dedup: Option<PartReadiness>,
+    /// The spool, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolReadiness>,
+}
+
+/// The part of the spool in [`Readiness`].
+#[derive(Debug, Clone, Serialize)]
+pub struct SpoolReadiness {
+    /// Whether messages can be kept in it now.
+    pub up: bool,
+    /// What keeps them out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
 }
 
 /// The part of a sink, or of the dedup store, in [`Readiness`].
@@ -49,10 +76,11 @@ pub struct PartReadiness {
     pub for_seconds: u64,
 }
 
-/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink or the dedup store is down),
-/// `/metrics`, and the state of everything at `/`.
+/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink, the dedup store or the spool is down),
+/// `/metrics`, `POST /spool`, and the state of everything at `/`.
 pub fn router(status: Arc<dyn Status>) -> Router {
-    let (live, ready, metrics, overview) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status), status);
+    let (live, ready, metrics) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
+    let (spool, overview) = (Arc::clone(&status), status);
     Router::new()
         .route(
             "/livez",
@@ -63,8 +91,10 @@ pub fn router(status: Arc<dyn Status>) -> Router {
             get(async move |request: axum::extract::Request| {
                 let readiness = ready.ready();
                 let strict = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
-                let good =
-                    readiness.ready && (!strict || readiness.sinks.iter().chain(&readiness.dedup).all(|part| part.up));
+                let good = readiness.ready
+                    && (!strict
+                        || readiness.sinks.iter().chain(&readiness.dedup).all(|part| part.up)
+                            && readiness.spool.as_ref().is_none_or(|spool| spool.up));
                 json(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &readiness)
             }),
         )
@@ -76,6 +106,25 @@ pub fn router(status: Arc<dyn Status>) -> Router {
                 response.headers_mut().insert(header::CONTENT_TYPE, version);
                 response
             }),
+        )
+        .route(
+            "/spool",
+            post(async move |headers: HeaderMap, body: Bytes| {
+                // A web page can have a browser post here, but not with this content type.
+                if headers.get(header::CONTENT_TYPE).is_none_or(|value| value != "application/json") {
+                    return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "post application/json\n");
+                }
+                match spool.spool(body).await {
+                    Ok(answer) => {
+                        let mut response = text(StatusCode::OK, answer);
+                        let json = HeaderValue::from_static("application/json");
+                        response.headers_mut().insert(header::CONTENT_TYPE, json);
+                        response
+                    }
+                    Err(problem) => text(StatusCode::BAD_REQUEST, problem + "\n"),
+                }
+            })
+            .layer(DefaultBodyLimit::max(64 * 1024)),
         )
         .route("/", get(async move || json(StatusCode::OK, &overview.ready())))
 }

@@ -54,7 +54,8 @@ problems! {
 
 /// The answer to an event that is safe, or known to be, in the form that its sender wants.
 pub(crate) fn accepted(accepted: &Accepted, reply: Option<&ReplyConfig>) -> Response {
-    let status = reply.map_or(StatusCode::OK, |reply| status(reply.status));
+    let usual = if accepted.as_what() == AcceptedAs::Spooled { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let status = reply.map_or(usual, |reply| status(reply.status));
     if status == StatusCode::NO_CONTENT {
         return empty(status);
     }
@@ -68,6 +69,7 @@ pub(crate) fn accepted(accepted: &Accepted, reply: Option<&ReplyConfig>) -> Resp
     }
     let outcome = match accepted.as_what() {
         AcceptedAs::Delivered => "delivered",
+        AcceptedAs::Spooled => "spooled",
         AcceptedAs::Duplicate => "duplicate",
         AcceptedAs::Dropped => "dropped",
     };

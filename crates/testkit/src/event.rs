@@ -237,6 +237,7 @@ impl TestEvent {
                 observer: Arc::clone(observer),
             },
             publishers: sinks.iter().map(publisher).collect(),
+            spool: None,
             fetch: Arc::new(Offline),
             observer: Arc::clone(observer),
             reply_deadline: Duration::from_millis(2500),

@@ -67,6 +67,7 @@ impl fmt::Display for Line<'_> {
             Observation::SenderVerified { source, proof } => {
                 let names = match proof {
                     Proof::Waived => "-".to_owned(),
+                    Proof::Spooled => "spool".to_owned(),
                     Proof::Verified(credentials) => {
                         let name = |credential: &Credential| format!("{}:{}", credential.scheme, credential.secret);
                         credentials.iter().map(name).collect::<Vec<_>>().join("+")
@@ -113,6 +114,19 @@ impl fmt::Display for Line<'_> {
             Observation::SinkNotice { sink, message, detail } => {
                 write!(f, "sink_notice sink={sink} message={message} detail={detail}")
             }
+            Observation::SpoolAppended { sink, error, elapsed: _ } => {
+                write!(f, "spool_appended sink={sink} error={}", Or(*error))
+            }
+            Observation::SpoolReplayed { sink, source, result, waited: _ } => {
+                write!(f, "spool_replayed sink={sink} source={source} result={}", result.label())
+            }
+            Observation::DeadLettered { sink, source, event_id, reason, cause: _ } => {
+                write!(f, "dead_lettered sink={sink} source={source} event={event_id} reason={}", reason.label())
+            }
+            Observation::CircuitChanged { sink, open } => write!(f, "circuit_changed sink={sink} open={open}"),
+            Observation::SpoolSynced { sink, elapsed: _ } => write!(f, "spool_synced sink={sink}"),
+            Observation::SpoolCorrupt { sink, detail } => write!(f, "spool_corrupt sink={sink} detail={detail}"),
+            Observation::SpoolNotice { message, detail } => write!(f, "spool_notice message={message} detail={detail}"),
             Observation::SecretReplaced { name } => write!(f, "secret_replaced name={name}"),
             Observation::SecretKept { name, cause } => write!(f, "secret_kept name={name} cause={cause}"),
         }

@@ -116,6 +116,11 @@ pub struct Authenticated<T> {
 }
 
 impl<T> Authenticated<T> {
+    /// Takes up what was verified before it was written to the spool.
+    pub(crate) fn from_spool(value: T) -> Self {
+        Self { value, proof: Proof::Spooled }
+    }
+
     /// What was proved, and by which secret.
     pub fn proof(&self) -> &Proof {
         &self.proof
@@ -147,6 +152,8 @@ pub enum Proof {
     Verified(Vec<Credential>),
     /// Nothing: the operator's config says that anybody may send here.
     Waived,
+    /// It was verified before it was written to the spool.
+    Spooled,
 }
 
 /// A scheme and one of the secrets that it accepts.

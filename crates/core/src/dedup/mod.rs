@@ -211,7 +211,7 @@ impl Claimed {
         if let Some(remote) = self.remote.take() {
             remote.commit(self.body).await;
         }
-        Accepted::new(AcceptedAs::Delivered, self.event.clone())
+        Accepted::new(handoff.as_what(), self.event.clone())
     }
 
     /// The event turned out to be a repeat of what another replica accepted with the body `accepted`.

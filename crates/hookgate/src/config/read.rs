@@ -48,6 +48,15 @@ impl<'a> Reader<'a> {
         self.value(name, value)
     }
 
+    /// A table of the top level that may be absent.
+    pub(super) fn optional_table<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<Option<T>> {
+        self.known.insert(name);
+        match child(self.root, name) {
+            None => Some(None),
+            Some(value) => self.value(name, value).map(Some),
+        }
+    }
+
     /// A table of tables, each read by `read`.
     pub(super) fn named_tables<T>(
         &mut self,

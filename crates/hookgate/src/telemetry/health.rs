@@ -15,7 +15,7 @@ use hookgate_core::{
     event::SinkId,
     observe::{Observation, Observer},
 };
-use hookgate_http::admin::{PartReadiness, Readiness};
+use hookgate_http::admin::{PartReadiness, Readiness, SpoolReadiness};
 
 /// How often the watchdog is fed.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -77,9 +77,12 @@ impl Health {
         Duration::from_millis(age) < STALLED_AFTER
     }
 
-    pub(super) fn ready(&self) -> Readiness {
+    /// `spool` is `Some` where there is one, with what is wrong with it.
+    pub(super) fn ready(&self, spool: Option<Option<String>>) -> Readiness {
         let sinks = lock(&self.sinks);
-        let all_met = sinks.iter().all(|sink| sink.ever_up) || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
+        // What can be spooled can be accepted, whatever the sinks do.
+        let spools = matches!(spool, Some(None));
+        let all_met = spools || sinks.iter().all(|sink| sink.ever_up) || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
         let reason = if self.draining.load(Ordering::Acquire) {
             Some("draining")
         } else if !self.started.load(Ordering::Acquire) {
@@ -91,7 +94,8 @@ impl Health {
         };
         let sinks = sinks.iter().map(PartHealth::show).collect();
         let dedup = self.dedup.as_ref().map(|dedup| lock(dedup).show());
-        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks, dedup }
+        let spool = spool.map(|cause| SpoolReadiness { up: cause.is_none(), cause });
+        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks, dedup, spool }
     }
 
     fn age_ms(&self) -> u64 {
@@ -157,17 +161,28 @@ mod tests {
     fn a_sink_that_was_reached_once_keeps_the_process_ready() {
         let sink = SinkId::new(0, "js");
         let health = Health::new(std::slice::from_ref(&sink), true);
-        assert_eq!(health.ready().reason, Some("starting"));
+        assert_eq!(health.ready(None).reason, Some("starting"));
         health.started();
-        assert!(!health.ready().ready, "not reached yet");
+        assert!(!health.ready(None).ready, "not reached yet");
         health.observe(&Observation::SinkUp { sink: &sink });
-        assert!(health.ready().ready);
+        assert!(health.ready(None).ready);
         health.observe(&Observation::SinkDown { sink: &sink, cause: &"gone" });
-        let readiness = health.ready();
+        let readiness = health.ready(None);
         assert!(readiness.ready);
         assert_eq!((readiness.sinks[0].up, readiness.sinks[0].cause.as_deref()), (false, Some("gone")));
         assert_eq!(readiness.dedup.map(|dedup| dedup.up), Some(false), "told, and no reason not to be ready");
         health.draining();
-        assert_eq!(health.ready().reason, Some("draining"));
+        assert_eq!(health.ready(None).reason, Some("draining"));
+    }
+
+    #[test]
+    fn a_spool_that_can_be_written_to_makes_ready_without_any_sink() {
+        let sink = SinkId::new(0, "js");
+        let health = Health::new(std::slice::from_ref(&sink), false);
+        health.started();
+        assert!(health.ready(Some(None)).ready);
+        let broken = health.ready(Some(Some("read-only".to_owned())));
+        assert!(!broken.ready, "then only a sink does");
+        assert_eq!(broken.spool.and_then(|spool| spool.cause).as_deref(), Some("read-only"));
     }
 }

@@ -13,6 +13,7 @@ use hookgate_core::{
     event::SinkId,
     observe::{AttemptResult, Chain, DedupOperation, Observation, Observer, Outcome},
     sink::PublishError,
+    spool::SpoolReason,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -54,6 +55,9 @@ pub(super) struct Log {
     /// For each operation on the dedup store.
     dedup: [Limiter; DedupOperation::ALL.len()],
     accept_failures: Limiter,
+    /// For each reason.
+    spool_failures: [Limiter; SpoolReason::ALL.len()],
+    spool_notices: Limiter,
 }
 
 impl Log {
@@ -66,6 +70,8 @@ impl Log {
             mismatches: (0..sources).map(|_| Limiter::default()).collect(),
             dedup: std::array::from_fn(|_| Limiter::default()),
             accept_failures: Limiter::default(),
+            spool_failures: std::array::from_fn(|_| Limiter::default()),
+            spool_notices: Limiter::default(),
         }
     }
 
@@ -138,6 +144,30 @@ impl Observer for Log {
                     tracing::warn!(%source, event_id, suppressed, "an event has an id that was accepted with another body");
                 }
             }
+            Observation::SpoolAppended { sink, error: Some(error), .. } => {
+                if let Some(suppressed) = self.spool_failures[error.reason.index()].pass(self.begun.elapsed()) {
+                    let reason = error.reason.label();
+                    tracing::error!(%sink, reason, %error, suppressed, "a message could not be kept in the spool; its sender is told to come back");
+                }
+            }
+            Observation::DeadLettered { sink, source, event_id, reason, cause } => {
+                let reason = reason.label();
+                tracing::error!(%sink, %source, event_id, reason, %cause, "a message is a dead letter");
+            }
+            Observation::CircuitChanged { sink, open: true } => {
+                tracing::warn!(%sink, "events go to the spool at once, since the sink fails");
+            }
+            Observation::CircuitChanged { sink, open: false } => {
+                tracing::info!(%sink, "events go to the sink again");
+            }
+            Observation::SpoolCorrupt { sink, detail } => {
+                tracing::error!(%sink, detail, "records of the spool are damaged; what is left of them is in its quarantine");
+            }
+            Observation::SpoolNotice { message, detail } => {
+                if let Some(suppressed) = self.spool_notices.pass(self.begun.elapsed()) {
+                    tracing::warn!(%detail, suppressed, "{message}");
+                }
+            }
             Observation::SecretReplaced { name } => tracing::info!(secret = name, "a changed secret is in use"),
             Observation::SecretKept { name, cause } => {
                 tracing::warn!(secret = name, %cause, "a secret cannot be read any more; the value from before stays in use");
@@ -156,6 +186,9 @@ impl Observer for Log {
             | Observation::DedupChecked { .. }
             | Observation::DedupOperated { error: None, .. }
             | Observation::SinkClient { .. }
+            | Observation::SpoolAppended { error: None, .. }
+            | Observation::SpoolReplayed { .. }
+            | Observation::SpoolSynced { .. }
             | Observation::PublishStarted { .. }
             | Observation::PublishAttempted { .. }
             | Observation::PublishFinished { error: None, .. } => {}

@@ -7,11 +7,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::spool::{self, LocalSpool, SinkSpool};
 use hookgate_core::{
     auth::{AuthFailure, Credential, Proof},
     dedup::StoreReason,
     event::{SinkId, SourceId},
-    observe::{AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection},
+    observe::{
+        AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection,
+        ReplayResult,
+    },
+    spool::SpoolReason,
 };
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -31,6 +36,8 @@ const UNKNOWN_SOURCE: &str = "unknown";
 const SECONDS_TO_ANSWER: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const SECONDS_TO_PUBLISH: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 const SECONDS_TO_CLAIM: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+const SECONDS_TO_DELIVER: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0, 900.0, 3600.0];
 const BODY_BYTES: &[f64] =
     &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
@@ -58,6 +65,7 @@ struct Series {
     keys_fetched: Counter,
     key_fetches_failed: Counter,
     draining: Gauge,
+    spool_limit: Gauge,
 }
 
 struct SourceMetrics {
@@ -76,6 +84,7 @@ struct SourceMetrics {
     in_flight: Gauge,
     body_bytes: Histogram,
     end_to_end: Histogram,
+    end_to_end_spooled: Histogram,
     last_received: Gauge,
 }
 
@@ -98,6 +107,25 @@ struct SinkMetrics {
     last_success: Gauge,
     /// Only of those whose client library tells.
     client: OnceLock<ClientMetrics>,
+    circuit_open: Gauge,
+    spool: SpoolMetrics,
+}
+
+/// What one sink has in the spool.
+struct SpoolMetrics {
+    appended: Counter,
+    append_failures: Vec<Counter>,
+    replays: Vec<Counter>,
+    dead_letters: Vec<Counter>,
+    sync_seconds: Histogram,
+    corrupt: Counter,
+    bytes: Gauge,
+    events: Gauge,
+    segments: Gauge,
+    quarantined: Gauge,
+    oldest: Gauge,
+    writable: Gauge,
+    dead_events: Gauge,
 }
 
 struct ClientMetrics {
@@ -116,7 +144,8 @@ impl Metrics {
         let builder = PrometheusBuilder::new();
         let builder = buckets(builder, "hookgate_http_request_duration_seconds", SECONDS_TO_ANSWER);
         let builder = buckets(builder, "hookgate_http_request_body_bytes", BODY_BYTES);
-        let builder = buckets(builder, "hookgate_event_end_to_end_seconds", SECONDS_TO_ANSWER);
+        let builder = buckets(builder, "hookgate_event_end_to_end_seconds", SECONDS_TO_DELIVER);
+        let builder = buckets(builder, "hookgate_spool_fsync_duration_seconds", SECONDS_TO_CLAIM);
         let builder = buckets(builder, "hookgate_publish_duration_seconds", SECONDS_TO_PUBLISH);
         let builder = buckets(builder, "hookgate_dedup_operation_duration_seconds", SECONDS_TO_CLAIM);
         let recorder = builder.build_recorder();
@@ -140,7 +169,13 @@ impl Metrics {
         self.handle.run_upkeep();
     }
 
-    pub(super) fn render(&self, dedup_entries: usize) -> String {
+    pub(super) fn render(&self, dedup_entries: usize, spool: Option<&LocalSpool>) -> String {
+        if let Some(spool) = spool {
+            self.series.spool_limit.set(spool.max_bytes() as f64);
+            for state in spool.state() {
+                self.sink(state.sink).spool.set(&state);
+            }
+        }
         self.series.dedup_entries.set(dedup_entries as f64);
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()
@@ -179,6 +214,7 @@ impl Series {
             keys_fetched: fetches("ok"),
             key_fetches_failed: fetches("error"),
             draining: gauge!("hookgate_draining"),
+            spool_limit: gauge!("hookgate_spool_limit_bytes"),
         }
     }
 }
@@ -211,6 +247,7 @@ impl SourceMetrics {
             in_flight: gauge!("hookgate_events_in_flight", "source" => source.clone()),
             body_bytes: histogram!("hookgate_http_request_body_bytes", "source" => source.clone()),
             end_to_end: histogram!("hookgate_event_end_to_end_seconds", "source" => source.clone(), "path" => "direct"),
+            end_to_end_spooled: histogram!("hookgate_event_end_to_end_seconds", "source" => source.clone(), "path" => "spool"),
             last_received: gauge!("hookgate_last_event_received_timestamp_seconds", "source" => source.clone()),
         }
     }
@@ -273,7 +310,46 @@ impl SinkMetrics {
             connects: counter!("hookgate_sink_connects_total", "sink" => sink.clone()),
             last_success: gauge!("hookgate_sink_last_success_timestamp_seconds", "sink" => sink.clone()),
             client: OnceLock::new(),
+            circuit_open: gauge!("hookgate_sink_circuit_open", "sink" => sink.clone()),
+            spool: SpoolMetrics::new(&sink),
         }
+    }
+}
+
+impl SpoolMetrics {
+    fn new(sink: &str) -> Self {
+        let sink = sink.to_owned();
+        let gauge = |name: &'static str| gauge!(name, "sink" => sink.clone());
+        let appends =
+            |result: &'static str| counter!("hookgate_spool_appends_total", "sink" => sink.clone(), "result" => result);
+        let replays = |result: &ReplayResult| counter!("hookgate_spool_replays_total", "sink" => sink.clone(), "result" => result.label());
+        let dead = |reason: &AttemptResult| counter!("hookgate_dead_letters_total", "sink" => sink.clone(), "reason" => reason.label());
+        Self {
+            appended: appends("ok"),
+            append_failures: SpoolReason::ALL.iter().map(|reason| appends(reason.label())).collect(),
+            replays: ReplayResult::ALL.iter().map(replays).collect(),
+            dead_letters: AttemptResult::ALL.iter().map(dead).collect(),
+            sync_seconds: histogram!("hookgate_spool_fsync_duration_seconds", "sink" => sink.clone()),
+            corrupt: counter!("hookgate_spool_corrupt_records_total", "sink" => sink.clone()),
+            bytes: gauge("hookgate_spool_bytes"),
+            events: gauge("hookgate_spool_events"),
+            segments: gauge("hookgate_spool_segments"),
+            quarantined: gauge("hookgate_spool_quarantined_segments"),
+            oldest: gauge("hookgate_spool_oldest_event_timestamp_seconds"),
+            writable: gauge("hookgate_spool_writable"),
+            dead_events: gauge("hookgate_dead_letters"),
+        }
+    }
+
+    fn set(&self, state: &SinkSpool<'_>) {
+        let SinkSpool { backlog, dead, .. } = state;
+        self.bytes.set(backlog.bytes as f64);
+        self.events.set(backlog.events as f64);
+        self.segments.set(backlog.segments as f64);
+        self.quarantined.set((backlog.quarantined + dead.quarantined) as f64);
+        self.oldest.set(spool::seconds(backlog.oldest));
+        self.writable.set(if backlog.writable { 1.0 } else { 0.0 });
+        self.dead_events.set(dead.events as f64);
     }
 }
 
@@ -384,8 +460,27 @@ impl Observer for Metrics {
                 let made = || metrics::with_local_recorder(&self.recorder, || ClientMetrics::new(sink.name()));
                 self.sink(sink).client.get_or_init(made).set(state);
             }
+            Observation::CircuitChanged { sink, open } => {
+                self.sink(sink).circuit_open.set(if *open { 1.0 } else { 0.0 });
+            }
+            Observation::SpoolAppended { sink, error: None, .. } => self.sink(sink).spool.appended.increment(1),
+            Observation::SpoolAppended { sink, error: Some(error), .. } => {
+                self.sink(sink).spool.append_failures[error.reason.index()].increment(1);
+            }
+            Observation::SpoolReplayed { sink, source, result, waited } => {
+                self.sink(sink).spool.replays[result.index()].increment(1);
+                if *result == ReplayResult::Acked {
+                    self.source(Some(source)).end_to_end_spooled.record(*waited);
+                }
+            }
+            Observation::DeadLettered { sink, reason, .. } => {
+                self.sink(sink).spool.dead_letters[reason.index()].increment(1);
+            }
+            Observation::SpoolSynced { sink, elapsed } => self.sink(sink).spool.sync_seconds.record(*elapsed),
+            Observation::SpoolCorrupt { sink, .. } => self.sink(sink).spool.corrupt.increment(1),
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
             Observation::SinkNotice { .. }
+            | Observation::SpoolNotice { .. }
             | Observation::DedupStoreNotice { .. }
             | Observation::SecretKept { .. }
             | Observation::SubscriptionConfirmed { error: None, .. } => {}
@@ -440,15 +535,35 @@ fn describe() {
         Unit::Seconds,
         "Round trips to the slowest of them."
     );
+    describe_gauge!("hookgate_sink_circuit_open", "1 while events for a sink go to the spool at once, since it fails.");
+    describe_counter!("hookgate_spool_appends_total", "Messages that were to be kept in the spool, by result.");
+    describe_counter!("hookgate_spool_replays_total", "Attempts to publish from the spool, by result.");
+    describe_counter!("hookgate_dead_letters_total", "Messages that are not tried again by themselves, by reason.");
+    describe_counter!("hookgate_spool_corrupt_records_total", "Damaged records found in the spool.");
+    describe_gauge!("hookgate_spool_limit_bytes", Unit::Bytes, "What may wait in the spool at most.");
+    describe_gauge!("hookgate_spool_bytes", Unit::Bytes, "What the files of a sink's backlog take.");
+    describe_gauge!("hookgate_spool_events", "Messages that wait for a sink.");
+    describe_gauge!("hookgate_spool_segments", "Files of a sink's backlog.");
+    describe_gauge!("hookgate_spool_quarantined_segments", "Damaged pieces that were set aside.");
+    describe_gauge!("hookgate_spool_writable", "1 while the spool takes messages for a sink.");
+    describe_gauge!("hookgate_dead_letters", "Dead letters of a sink.");
     describe_gauge!("hookgate_draining", "1 while the process shuts down.");
     describe_gauge!("hookgate_build_info", "1, with the version as a label.");
     let timestamp = |name: &'static str, what: &'static str| describe_gauge!(name, Unit::Seconds, what);
     timestamp("hookgate_last_event_received_timestamp_seconds", "When a source's last event arrived.");
     timestamp("hookgate_sink_last_success_timestamp_seconds", "When a sink last acknowledged a message.");
+    timestamp(
+        "hookgate_spool_oldest_event_timestamp_seconds",
+        "When the oldest message that waits for a sink was spooled; 0 without one.",
+    );
     let seconds = |name: &'static str, what: &'static str| describe_histogram!(name, Unit::Seconds, what);
     seconds("hookgate_http_request_duration_seconds", "From a request's head to its answer.");
-    seconds("hookgate_event_end_to_end_seconds", "From an event's last byte to the last acknowledgement.");
+    seconds(
+        "hookgate_event_end_to_end_seconds",
+        "From an event's last byte to the last acknowledgement; by the spool, to that of one message.",
+    );
     seconds("hookgate_dedup_operation_duration_seconds", "One operation of the shared dedup store.");
+    seconds("hookgate_spool_fsync_duration_seconds", "One fsync of the spool, shared by all that wait for it.");
     seconds("hookgate_publish_duration_seconds", "One attempt to publish.");
     describe_histogram!("hookgate_http_request_body_bytes", Unit::Bytes, "Lengths of authenticated bodies.");
 }
@@ -462,7 +577,7 @@ mod tests {
         let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
         let metrics =
             Metrics::new(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")], true);
-        let page = metrics.render(0);
+        let page = metrics.render(0, None);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
             r#"hookgate_http_requests_total{source="unknown",code="404"} 0"#,
@@ -489,7 +604,7 @@ mod tests {
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
-        let page = metrics.render(1);
+        let page = metrics.render(1, None);
         assert!(page.contains(r#"hookgate_events_total{source="openclaw",outcome="delivered"} 1"#), "{page}");
         assert!(
             page.contains(r#"hookgate_event_end_to_end_seconds_bucket{source="openclaw",path="direct",le="0.005"} 1"#)
