@@ -13,6 +13,7 @@ mod fan_out;
 mod kafka_topics;
 mod main_job;
 mod nats_faults;
+mod nemesis;
 mod outbound;
 mod providers;
 mod redis_faults;
