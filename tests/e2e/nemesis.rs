@@ -347,16 +347,16 @@ fn from_environment(name: &str) -> Option<u64> {
 async fn whatever_dies_nothing_that_was_acknowledged_is_lost_and_nothing_is_there_twice() {
     let seed = from_environment("HOOKGATE_NEMESIS_SEED").unwrap_or_else(|| fastrand::u64(..));
     let span = Duration::from_secs(from_environment("HOOKGATE_NEMESIS_SECONDS").unwrap_or(30));
-    println!("HOOKGATE_NEMESIS_SEED={seed}");
+    eprintln!("HOOKGATE_NEMESIS_SEED={seed}");
     let (begun, mut rng) = (Instant::now(), Rng::with_seed(seed));
     let mut world = World::start().await;
     let faults = std::iter::from_fn(|| {
         let fault = Fault::by(&mut rng);
-        println!("{:>6.1} s {fault:?}", begun.elapsed().as_secs_f64());
+        eprintln!("{:>6.1} s {fault:?}", begun.elapsed().as_secs_f64());
         (begun.elapsed() < span).then_some(fault)
     });
     let verdict = world.judge(seed, faults).await;
-    println!("{verdict:?}");
+    eprintln!("{verdict:?}");
     assert!(verdict.is_good(), "HOOKGATE_NEMESIS_SEED={seed}: {verdict:?}");
     assert!(verdict.acknowledged > 500, "{verdict:?}");
 }
