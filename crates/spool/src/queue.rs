@@ -391,14 +391,20 @@ impl Shared {
                     }
                 }
             }
-            let mut log = locked(&self.log);
-            log.cursor = next;
-            let mut ahead = locked(&self.ahead);
-            for (number, at_ms, offset, payload) in records {
-                if log.segment_of(number).is_some_and(|segment| !segment.is_done(number)) {
-                    ahead.push_back(record(&log, number, at_ms, offset, payload));
+            let found: Vec<Record> = {
+                let mut log = locked(&self.log);
+                log.cursor = next;
+                let mut found = Vec::new();
+                for (number, at_ms, offset, payload) in records {
+                    if log.segment_of(number).is_some_and(|segment| !segment.is_done(number)) {
+                        found.push(record(&log, number, at_ms, offset, payload));
+                    }
                 }
-            }
+                found
+            };
+            // Only now, since whoever takes from it holds it first and the log second.
+            let mut ahead = locked(&self.ahead);
+            ahead.extend(found);
             if !ahead.is_empty() {
                 return Ok(true);
             }
