@@ -482,7 +482,10 @@ impl Way {
 
     /// Waits until the sink knows that it cannot publish.
     async fn notices(&self) {
-        let probe = async || self.sink.probe(Deadline::after(SHORT)).await.is_err();
+        let probe = async || {
+            // A probe may fail before the sink itself has given the broker up, which it tells.
+            self.sink.probe(Deadline::after(SHORT)).await.is_err() && self.seen.count("sink_down") > 0
+        };
         wait_until(LIMIT, "the sink notices that it cannot publish", probe).await;
     }
 
