@@ -5,6 +5,7 @@ mod bad_requests;
 mod broker_faults;
 mod cli;
 mod crash_points;
+mod disk_faults;
 mod explain;
 #[cfg(feature = "kafka")]
 mod fan_out;
@@ -22,3 +23,5 @@ mod replicas;
 mod secrets;
 mod shutdown;
 mod spool;
+mod spooling;
+mod world;

@@ -70,6 +70,7 @@ pub(crate) async fn create_stream(server: &NatsServer) {
 /// A hookgate process. Killed when dropped.
 pub(crate) struct Relay {
     process: Process,
+    program: PathBuf,
     address: SocketAddr,
     admin: SocketAddr,
     dir: TempDir,
@@ -89,15 +90,25 @@ impl Relay {
 
     /// The same, in a directory that something was prepared in.
     pub(crate) async fn start_in(dir: TempDir, tables: &str, environment: &[(&str, &str)]) -> Self {
+        Self::launch(dir, Path::new(env!("CARGO_BIN_EXE_hookgate")), tables, environment).await
+    }
+
+    /// The same, of the program at `program`.
+    pub(crate) async fn start_of(program: &Path, tables: &str, environment: &[(String, String)]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::launch(dir, program, tables, &borrowed(environment)).await
+    }
+
+    async fn launch(dir: TempDir, program: &Path, tables: &str, environment: &[(&str, &str)]) -> Self {
         let port = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (address, admin) = (port(), port());
         let ports =
             format!("[admin]\nlisten = \"{admin}\"\n[server]\nlisten = \"{address}\"\ndrain_delay = \"200ms\"\n");
         std::fs::write(dir.path().join("relay.toml"), ports + tables).expect("a writable directory");
-        let mut command = hookgate(dir.path());
+        let mut command = command_of(program, dir.path());
         command.arg("run").envs(environment.iter().copied()).env("HOOKGATE_LOG__FORMAT", "json");
         let process = Process::spawn("hookgate", command, dir.path());
-        let mut relay = Self { process, address, admin, dir };
+        let mut relay = Self { process, program: program.to_owned(), address, admin, dir };
         let up = async || {
             assert_eq!(relay.process.exit_status(), None, "hookgate has ended:\n{}", relay.process.log());
             relay.log().contains("hookgate is up")
@@ -110,7 +121,7 @@ impl Relay {
     pub(crate) async fn start_again(&mut self, environment: &[(&str, &str)]) {
         let starts = |log: &str| log.matches("hookgate is up").count();
         let before = starts(&self.log());
-        let mut command = hookgate(self.dir());
+        let mut command = command_of(&self.program, self.dir());
         command.arg("run").envs(environment.iter().copied()).env("HOOKGATE_LOG__FORMAT", "json");
         self.process = Process::spawn("hookgate", command, self.dir.path());
         let up = async || {
@@ -118,6 +129,11 @@ impl Relay {
             starts(&self.process.log()) > before
         };
         wait_until(LIMIT, "hookgate is up again", up).await;
+    }
+
+    /// The same, with an environment that somebody keeps.
+    pub(crate) async fn start_again_in(&mut self, environment: &[(String, String)]) {
+        self.start_again(&borrowed(environment)).await;
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -240,7 +256,11 @@ pub(crate) fn finished_id(number: usize) -> String {
 
 /// The program, to be run in `dir`, with the token that the configs here name and no other setting of ours.
 pub(crate) fn hookgate(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hookgate"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_hookgate")), dir)
+}
+
+fn command_of(program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
     let ours = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("HOOKGATE_"));
     for name in ours {
         command.env_remove(name);
@@ -252,4 +272,8 @@ pub(crate) fn hookgate(dir: &Path) -> Command {
 /// Runs the program to its end.
 pub(crate) fn run_to_end(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     hookgate(dir).args(arguments).envs(environment.iter().copied()).output().expect("hookgate can be started")
+}
+
+fn borrowed(environment: &[(String, String)]) -> Vec<(&str, &str)> {
+    environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }

@@ -13,7 +13,7 @@ use hookgate_testkit::{
     process::wait_until,
 };
 
-use crate::relay::{LIMIT, OPENCLAW, Relay, create_stream, finished, finished_id, post, run_to_end, to_nats};
+use crate::relay::{LIMIT, OPENCLAW, Relay, TO_FILE, create_stream, finished, finished_id, post, run_to_end, to_nats};
 
 /// As long as it takes on a busy machine to publish what waits.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
@@ -275,4 +275,20 @@ async fn an_operator_sees_what_waits() {
     server.restart().await;
     wait_until_drained(&relay).await;
     assert_eq!(copies(&server).await, each_once((0..20).filter(|number| *number != 6)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_sink_that_left_the_config_is_told_listed_and_kept() {
+    let server = dead_broker().await;
+    let mut relay = Relay::start_with(&tables(&server, SPOOL), SOON).await;
+    assert_eq!(relay.post(finished(1)).await.status, 202);
+    relay.kill();
+    std::fs::write(relay.dir().join("relay.toml"), format!("{OPENCLAW}{SPOOL}{TO_FILE}")).expect("writable");
+    assert!(told(&relay, &["spool", "list"]).starts_with("js 1 "));
+    assert!(told(&relay, &["spool", "export"]).contains(&finished_id(1)));
+    assert!(
+        told(&relay, &["check"])
+            .contains("WARNING spool: it holds messages for a sink \"js\" that is not in the config")
+    );
+    assert!(told(&relay, &["spool", "drop", "js", "--all"]).starts_with("dropped js 1"));
 }

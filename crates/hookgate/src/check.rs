@@ -1,6 +1,6 @@
 //! `hookgate check`: everything that `run` would find out at its start, and a look at every broker.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, path::PathBuf, time::SystemTime};
 
 use hookgate_redis as redis;
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::{
 pub(crate) enum Check {
     Source(SourceCheck),
     Dedup(DedupCheck),
+    Spool(SpoolCheck),
     Sink(SinkCheck),
 }
 
@@ -41,6 +42,17 @@ pub(crate) struct DedupCheck {
     warnings: Vec<String>,
 }
 
+/// What is known about the spool.
+#[derive(Debug, Serialize)]
+pub(crate) struct SpoolCheck {
+    /// Its directory.
+    spool: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
 /// What is known about one sink.
 #[derive(Debug, Serialize)]
 pub(crate) struct SinkCheck {
@@ -58,7 +70,9 @@ impl Check {
     pub(crate) fn is_ok(&self) -> bool {
         match self {
             Self::Source(_) => true,
-            Self::Dedup(DedupCheck { problem, .. }) | Self::Sink(SinkCheck { problem, .. }) => problem.is_none(),
+            Self::Dedup(DedupCheck { problem, .. })
+            | Self::Spool(SpoolCheck { problem, .. })
+            | Self::Sink(SinkCheck { problem, .. }) => problem.is_none(),
         }
     }
 }
@@ -75,6 +89,11 @@ impl fmt::Display for Check {
                 write!(f, "ok      {dedup}")?;
                 warnings.iter().try_for_each(|warning| write!(f, "\nWARNING {dedup}: {warning}"))
             }
+            Self::Spool(SpoolCheck { problem: Some(problem), .. }) => write!(f, "FAILED  spool: {problem}"),
+            Self::Spool(SpoolCheck { spool, problem: None, warnings }) => {
+                write!(f, "ok      spool ({})", spool.display())?;
+                warnings.iter().try_for_each(|warning| write!(f, "\nWARNING spool: {warning}"))
+            }
             Self::Sink(SinkCheck { sink, kind, problem: None, warnings }) => {
                 write!(f, "ok      sinks.{sink} ({kind})")?;
                 warnings.iter().try_for_each(|warning| write!(f, "\nWARNING sinks.{sink}: {warning}"))
@@ -86,7 +105,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// Validates `config`, then looks at the dedup store and at every sink.
+/// Validates `config`, then looks at the dedup store, at the disk of the spool and at every sink.
 pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
     let mut parts = assemble::prepare(config)?;
     let mut results = Vec::new();
@@ -101,6 +120,13 @@ pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
             Err(problem) => (Some(problem), Vec::new()),
         };
         results.push(Check::Dedup(DedupCheck { dedup: "dedup.redis", problem, warnings }));
+    }
+    if let Some(table) = &config.spool {
+        let (problem, warnings) = match table.inspect(&assemble::sink_ids(config)) {
+            Ok(warnings) => (None, warnings),
+            Err(error) => (Some(format!("{error:#}")), Vec::new()),
+        };
+        results.push(Check::Spool(SpoolCheck { spool: table.dir.clone(), problem, warnings }));
     }
     for (id, table) in assemble::sink_ids(config).into_iter().zip(config.sinks.values()) {
         let sink = id.name().to_owned();

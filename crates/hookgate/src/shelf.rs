@@ -218,7 +218,10 @@ enum Keeper {
 
 impl Keeper {
     fn find(config: &Config, table: &SpoolConfig) -> anyhow::Result<Self> {
-        let sinks = assemble::sink_ids(config);
+        let mut sinks = assemble::sink_ids(config);
+        for name in table.strangers(&sinks) {
+            sinks.push(SinkId::new(sinks.len(), name));
+        }
         let unobserved: Arc<dyn Observer> = Arc::new(Unobserved);
         let opened = LocalSpool::open(table, &sinks, &unobserved);
         let locked = |error: &anyhow::Error| {
@@ -259,8 +262,8 @@ pub(crate) async fn shelf(command: &Command, dead: bool, config: &Config, as_jso
     let table = config.spool.as_ref().context("there is no [spool] in the config")?;
     let keeper = Keeper::find(config, table)?;
     let (verb, sinks, numbers, limit) = match &command.action {
-        Action::List { sink, limit } => (Verb::List, of(sink.as_deref(), config), None, *limit),
-        Action::Export { sink } => (Verb::Show, of(sink.as_deref(), config), None, usize::MAX),
+        Action::List { sink, limit } => (Verb::List, of(sink.as_deref(), config, table), None, *limit),
+        Action::Export { sink } => (Verb::Show, of(sink.as_deref(), config, table), None, usize::MAX),
         Action::Show(One { sink, number }) => (Verb::Show, vec![sink.clone()], Some(vec![*number]), 1),
         Action::Replay(some) => (Verb::Replay, vec![some.sink.clone()], some.numbers(), usize::MAX),
         Action::Drop(some) => (Verb::Drop, vec![some.sink.clone()], some.numbers(), usize::MAX),
@@ -323,8 +326,9 @@ impl Chosen {
     }
 }
 
-fn of(sink: Option<&str>, config: &Config) -> Vec<String> {
-    sink.map_or_else(|| config.sinks.keys().cloned().collect(), |sink| vec![sink.to_owned()])
+fn of(sink: Option<&str>, config: &Config, table: &SpoolConfig) -> Vec<String> {
+    let sinks = || config.sinks.keys().cloned().chain(table.strangers(&assemble::sink_ids(config)));
+    sink.map_or_else(|| sinks().collect(), |sink| vec![sink.to_owned()])
 }
 
 fn print(out: &mut impl Write, lines: &[Line], verb: Verb, as_json: bool) -> io::Result<()> {

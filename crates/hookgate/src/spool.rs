@@ -4,7 +4,9 @@
 //! of its own, so that one dead sink holds up no other and its space is freed by itself.
 
 use std::{
-    path::PathBuf,
+    collections::BTreeSet,
+    fs::{self, File},
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -74,6 +76,38 @@ fn max_attempts() -> usize {
 }
 
 impl SpoolConfig {
+    /// The names of sinks that have something in the directory and are not among `sinks`: they were taken out of the config.
+    pub(crate) fn strangers(&self, sinks: &[SinkId]) -> BTreeSet<String> {
+        let shelves = ["backlog", "dead"].map(|shelf| fs::read_dir(self.dir.join(shelf)));
+        let names =
+            shelves.into_iter().flatten().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| !sinks.iter().any(|sink| sink.name() == name)).collect()
+    }
+
+    /// Whether a spool can be kept in the directory, for `hookgate check`: nothing is left behind. Returns what is unwise.
+    ///
+    /// # Errors
+    /// Why nothing can be kept there.
+    pub(crate) fn inspect(&self, sinks: &[SinkId]) -> anyhow::Result<Vec<String>> {
+        let there = self.dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("."));
+        let trial = there.join(format!("hookgate-check-{:016x}", fastrand::u64(..)));
+        File::create_new(&trial).and_then(|_| fs::remove_file(&trial)).with_context(|| {
+            format!("write to {}, for the spool in {} (spool.dir)", there.display(), self.dir.display())
+        })?;
+        let stranger = |name| format!("it holds messages for a sink {name:?} that is not in the config");
+        let mut warnings: Vec<String> = self.strangers(sinks).into_iter().map(stranger).collect();
+        let free = disk::free_bytes(there).with_context(|| format!("look at {}", there.display()))?;
+        let wanted = self.max_size.0.saturating_add(self.max_dead_size.0).saturating_add(self.min_free.0);
+        if free < wanted {
+            warnings.push(format!(
+                "the disk has {} left; max_size, max_dead_size and min_free are {} together",
+                ByteLimit(free),
+                ByteLimit(wanted)
+            ));
+        }
+        Ok(warnings)
+    }
+
     pub(crate) fn limits(&self) -> DrainLimits {
         let bounded = |number| u32::try_from(number).unwrap_or(u32::MAX);
         DrainLimits {
@@ -128,20 +162,12 @@ impl LocalSpool {
             Ok(Shelves { sink: sink.clone(), backlog, dead })
         });
         let spool = Self { _lock: lock, max_bytes: config.max_size.0, sinks: shelves.collect::<anyhow::Result<_>>()? };
-        spool.tell_of_strangers(config, observer);
-        Ok(spool)
-    }
-
-    /// A sink that was taken out of the config may have left something behind.
-    fn tell_of_strangers(&self, config: &SpoolConfig, observer: &Arc<dyn Observer>) {
-        let Ok(entries) = std::fs::read_dir(config.dir.join("backlog")) else { return };
-        for name in entries.flatten().map(|entry| entry.file_name()) {
-            if !self.sinks.iter().any(|shelves| *shelves.sink.name() == *name) {
-                let message =
-                    "the spool holds messages for a sink that is not in the config; put it back and they are published";
-                observer.observe(&Observation::SpoolNotice { message, detail: &name.display() });
-            }
+        for name in config.strangers(sinks) {
+            let message =
+                "the spool holds messages for a sink that is not in the config; put it back and they are published";
+            observer.observe(&Observation::SpoolNotice { message, detail: &name });
         }
+        Ok(spool)
     }
 
     /// The queue of the sink called `name`.

@@ -36,6 +36,14 @@ pub(crate) trait Disk: Send + Sync + 'static {
     }
 }
 
+/// How much the disk under `path` has left for this user.
+///
+/// # Errors
+/// When `path` is not there.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    RealDisk.free_bytes(path)
+}
+
 /// The disk itself.
 pub(crate) struct RealDisk;
 

@@ -19,6 +19,7 @@ mod scan;
 
 pub use self::{
     directory::Lock,
+    disk::free_bytes,
     error::{SpoolError, SpoolErrorKind},
     log::State,
     queue::{Budget, Happening, Options, Place, Queue, Record, Ticket},

@@ -7,6 +7,7 @@
 //! - [`rabbit`]: a real `rabbitmq-server`; [`rabbit_wire`]: AMQP without a client library, to arrange and to read queues.
 //! - [`kafka`]: a real Apache Kafka, to be started, killed, paused and restarted.
 //! - [`proxy`]: a TCP proxy that delays, freezes, loses replies, refuses, cuts and forges.
+//! - [`volume`]: a file system of its own, whose disk becomes full, fails, hangs or loses power.
 //! - [`http`]: an HTTP/1.1 client that sends exactly the bytes it is given.
 //! - [`openclaw`]: requests as OpenClaw really sent them.
 //! - [`sender`]: requests of any source, signed by the source itself; [`tls`]: a TLS server that vouches for itself.
@@ -37,3 +38,4 @@ pub mod redis_wire;
 pub mod sender;
 pub mod sinks;
 pub mod tls;
+pub mod volume;
