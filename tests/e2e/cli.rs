@@ -23,10 +23,11 @@ async fn the_shipped_config_runs_with_no_broker() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../relay.toml")).expect("it is there");
     let dir = dir_with(&shipped);
     let checked = run_to_end(dir.path(), &["check"], &[]);
-    assert_eq!(
-        (checked.status.code(), text(&checked.stdout).trim()),
-        (Some(0), "ok      sources.openclaw (bearer)\nok      sinks.events (file)")
-    );
+    let told = text(&checked.stdout);
+    // A disk that is nearly full is a warning.
+    let good: Vec<_> = told.lines().filter(|line| !line.starts_with("WARNING")).collect();
+    let expected = ["ok      sources.openclaw (bearer)", "ok      spool (data/spool)", "ok      sinks.events (file)"];
+    assert_eq!((checked.status.code(), good.as_slice()), (Some(0), &expected[..]));
     let port = hookgate_testkit::process::free_port();
     let mut command = hookgate(dir.path());
     command
