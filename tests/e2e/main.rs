@@ -19,6 +19,7 @@ mod outbound;
 mod providers;
 mod redis_faults;
 mod relay;
+mod reload;
 mod replicas;
 mod secrets;
 mod shutdown;

@@ -102,9 +102,7 @@ impl Relay {
     async fn launch(dir: TempDir, program: &Path, tables: &str, environment: &[(&str, &str)]) -> Self {
         let port = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (address, admin) = (port(), port());
-        let ports =
-            format!("[admin]\nlisten = \"{admin}\"\n[server]\nlisten = \"{address}\"\ndrain_delay = \"200ms\"\n");
-        std::fs::write(dir.path().join("relay.toml"), ports + tables).expect("a writable directory");
+        std::fs::write(dir.path().join("relay.toml"), config(address, admin, tables)).expect("a writable directory");
         let mut command = command_of(program, dir.path());
         command.arg("run").envs(environment.iter().copied()).env("HOOKGATE_LOG__FORMAT", "json");
         let process = Process::spawn("hookgate", command, dir.path());
@@ -160,6 +158,29 @@ impl Relay {
 
     async fn admin(&self, path: &str) -> Response {
         send_raw(self.admin, &request("GET", path, &[], b""), LIMIT).await.expect("an answer of the admin port")
+    }
+
+    /// Writes other tables into its config, which keeps its ports.
+    pub(crate) fn rewrite(&self, tables: &str) {
+        // A file in the place of another, as editors and package managers do it: nobody ever sees half of it.
+        let new = self.dir().join("relay.toml.new");
+        std::fs::write(&new, self.config(tables)).expect("a writable directory");
+        std::fs::rename(new, self.dir().join("relay.toml")).expect("a writable directory");
+    }
+
+    /// A config with its ports and these tables.
+    pub(crate) fn config(&self, tables: &str) -> String {
+        config(self.address, self.admin, tables)
+    }
+
+    /// Has it reload its config.
+    pub(crate) async fn reload(&self) -> Response {
+        send_raw(self.admin, &request("POST", "/reload", &[], b""), LIMIT).await.expect("an answer of the admin port")
+    }
+
+    /// Sends it SIGHUP.
+    pub(crate) fn hang_up(&mut self) {
+        self.process.hang_up();
     }
 
     /// The status and body of `/readyz`.
@@ -235,6 +256,10 @@ impl Relay {
     pub(crate) async fn wait(&mut self) -> ExitStatus {
         self.process.wait(LIMIT).await
     }
+}
+
+fn config(address: SocketAddr, admin: SocketAddr, tables: &str) -> String {
+    format!("[admin]\nlisten = \"{admin}\"\n[server]\nlisten = \"{address}\"\ndrain_delay = \"200ms\"\n{tables}")
 }
 
 /// A request with the right token.

@@ -7,7 +7,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -50,10 +53,10 @@ pub struct Drain<B> {
     pub backlog: B,
     /// Where dead letters go.
     pub spool: Arc<dyn Spool>,
-    /// The sink with its layers.
-    pub publisher: Arc<Publisher>,
-    /// The sources of the config.
-    pub sources: Arc<[SourceId]>,
+    /// The sink with its layers. It is another one after its config was changed.
+    pub publisher: watch::Receiver<Arc<Publisher>>,
+    /// The sources of the config, and of those before.
+    pub sources: watch::Receiver<Arc<[SourceId]>>,
     /// How fast.
     pub limits: DrainLimits,
     /// Who is told what happens.
@@ -138,7 +141,8 @@ impl<B: Backlog> Drain<B> {
     }
 
     async fn attempt(&self, waiting: Waiting<B::Place>) -> Attempted<B::Place> {
-        let message = match envelope::decode(&waiting.record, self.publisher.id(), &self.sources) {
+        let publisher = self.publisher();
+        let message = match envelope::decode(&waiting.record, publisher.id(), &self.sources()) {
             Ok(message) => message,
             Err(error) => {
                 let (reason, error) = (AttemptResult::Other, error.to_string());
@@ -150,14 +154,14 @@ impl<B: Backlog> Drain<B> {
             return Attempted { waiting, end: End::Hopeless { reason: AttemptResult::Other, error } };
         }
         self.backlog.begun(waiting.place).await;
-        let acknowledged = self.publisher.acknowledged();
-        let tried = self.publisher.attempt(1, &message, Deadline::after(ATTEMPT_LIMIT)).await;
+        let acknowledged = publisher.acknowledged();
+        let tried = publisher.attempt(1, &message, Deadline::after(ATTEMPT_LIMIT)).await;
         let end = match tried {
             Ok(_receipt) => End::Acked,
             Err(error) => {
                 let reason = AttemptResult::from(error.reason);
                 let (rejected, error) = (error.kind == PublishErrorKind::Rejected, Chain(&error).to_string());
-                let blamed = self.publisher.acknowledged() != acknowledged;
+                let blamed = publisher.acknowledged() != acknowledged;
                 match rejected {
                     true => End::Hopeless { reason, error },
                     false => End::Failed { blamed, reason, error },
@@ -204,13 +208,14 @@ impl<B: Backlog> Drain<B> {
         let Waiting { place, failures, crashes, .. } = waiting;
         let burial = Burial { reason: reason.label().to_owned(), error, failures, crashes };
         let dead = envelope::bury(&burial, &waiting.record);
-        match self.spool.append(self.publisher.id(), Shelf::Dead, dead).await {
+        let publisher = self.publisher();
+        match self.spool.append(publisher.id(), Shelf::Dead, dead).await {
             Ok(_) => {
                 self.backlog.done(place);
                 self.replayed(&waiting, ReplayResult::DeadLetter);
-                if let Ok(message) = envelope::decode(&waiting.record, self.publisher.id(), &self.sources) {
+                if let Ok(message) = envelope::decode(&waiting.record, publisher.id(), &self.sources()) {
                     let (source, event_id) = (&message.event.source, message.event.id.as_str());
-                    let (sink, cause) = (self.publisher.id(), &burial.error);
+                    let (sink, cause) = (publisher.id(), &burial.error);
                     self.observer.observe(&Observation::DeadLettered { sink, source, event_id, reason, cause });
                 }
                 None
@@ -224,11 +229,20 @@ impl<B: Backlog> Drain<B> {
     }
 
     fn replayed(&self, waiting: &Waiting<B::Place>, result: ReplayResult) {
-        if let Ok(message) = envelope::decode(&waiting.record, self.publisher.id(), &self.sources) {
+        let publisher = self.publisher();
+        if let Ok(message) = envelope::decode(&waiting.record, publisher.id(), &self.sources()) {
             let waited = message.event.received_at.elapsed().unwrap_or_default();
-            let (sink, source) = (self.publisher.id(), &message.event.source);
+            let (sink, source) = (publisher.id(), &message.event.source);
             self.observer.observe(&Observation::SpoolReplayed { sink, source, result, waited });
         }
+    }
+
+    fn publisher(&self) -> Arc<Publisher> {
+        Arc::clone(&self.publisher.borrow())
+    }
+
+    fn sources(&self) -> Arc<[SourceId]> {
+        Arc::clone(&self.sources.borrow())
     }
 
     fn unreadable(&self, error: &SpoolError) {

@@ -255,6 +255,16 @@ pub enum Observation<'a> {
         /// The particulars.
         detail: &'a (dyn fmt::Display + Sync),
     },
+    /// A changed config is in use.
+    ConfigReplaced {
+        /// The keys whose changes take effect only at the next start.
+        restart: &'a [String],
+    },
+    /// A changed config cannot be used; the one from before stays.
+    ConfigKept {
+        /// Why, for the operator.
+        problems: &'a (dyn fmt::Display + Sync),
+    },
     /// A secret's file changed and the new value is in use.
     SecretReplaced {
         /// The operator's name for it.
@@ -316,6 +326,8 @@ labels! {
     Rejection {
         /// No source has this path.
         UnknownPath => "unknown_source",
+        /// The source with this path was taken out of the config a moment ago.
+        Gone => "gone",
         /// Neither a POST nor a handshake.
         Method => "method",
         /// The body is longer than the source takes.

@@ -294,7 +294,7 @@ pub fn literal(reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
 ///
 /// # Errors
 /// A sentence for the operator: the variable is not set, the file cannot be read, the value is empty.
-pub type ResolveSecret<'a> = dyn FnMut(&SecretRef) -> Result<Arc<SecretSlot>, String> + 'a;
+pub type ResolveSecret<'a> = dyn FnMut(&SecretRef) -> Result<Arc<SecretSlot>, String> + Send + 'a;
 
 #[cfg(test)]
 mod tests {

@@ -4,50 +4,90 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use hookgate_core::{
-    auth::Fetch,
     config::Problem,
     dedup::{Dedup, Memory, OnOutage, Releaser, Shared},
     event::{SinkId, SourceId},
     observe::Observer,
-    pipeline::Pipeline,
     publisher::Publisher,
     route::{Ack, Names, Router, SinkDeclaration},
     source::{Source, Surroundings},
-    spool::Spool,
 };
 use hookgate_http::{Fetcher, Tls};
 use hookgate_redis as redis;
-use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{Config, Problems},
+    config::{Config, DedupConfig, Problems},
     secrets::Secrets,
+    sinks::SinkConfig,
 };
 
 /// The config as parts that are ready to be connected.
 pub(crate) struct Parts {
     pub(crate) sources: Vec<Arc<Source>>,
     pub(crate) router: Router,
-    pub(crate) secrets: Secrets,
     /// The certificates of the public port, if it has any.
     pub(crate) tls: Option<Tls>,
     pub(crate) fetcher: Fetcher,
 }
 
-/// The names of all sources, in their order.
-pub(crate) fn source_ids(config: &Config) -> Vec<SourceId> {
-    config.sources.keys().enumerate().map(|(index, name)| SourceId::new(index, name.as_str())).collect()
+/// The names of all sources and sinks with their places. A name keeps its place for the life of the process, also when a
+/// later config does not have it, so that what is counted and kept by place goes on.
+#[derive(Clone, Default)]
+pub(crate) struct Ids {
+    sources: Vec<SourceId>,
+    sinks: Vec<SinkId>,
+}
+
+impl Ids {
+    /// Those of `config` alone.
+    pub(crate) fn of(config: &Config) -> Self {
+        let mut ids = Self::default();
+        ids.extend(config);
+        ids
+    }
+
+    /// Gives a place to every name of `config` that has none.
+    pub(crate) fn extend(&mut self, config: &Config) {
+        for name in config.sources.keys() {
+            if !self.sources.iter().any(|known| known.name() == name) {
+                self.sources.push(SourceId::new(self.sources.len(), name.as_str()));
+            }
+        }
+        for name in config.sinks.keys() {
+            if !self.sinks.iter().any(|known| known.name() == name) {
+                self.sinks.push(SinkId::new(self.sinks.len(), name.as_str()));
+            }
+        }
+    }
+
+    /// Every source by its place.
+    pub(crate) fn sources(&self) -> &[SourceId] {
+        &self.sources
+    }
+
+    /// Every sink by its place.
+    pub(crate) fn sinks(&self) -> &[SinkId] {
+        &self.sinks
+    }
+
+    fn source(&self, name: &str) -> SourceId {
+        self.sources.iter().find(|known| known.name() == name).expect("every name has a place").clone()
+    }
+
+    /// The sink called `name`, which is one of the config's.
+    pub(crate) fn sink(&self, name: &str) -> SinkId {
+        self.sinks.iter().find(|known| known.name() == name).expect("every name has a place").clone()
+    }
 }
 
 /// The names of all sinks, in their order.
 pub(crate) fn sink_ids(config: &Config) -> Vec<SinkId> {
-    config.sinks.keys().enumerate().map(|(index, name)| SinkId::new(index, name.as_str())).collect()
+    Ids::of(config).sinks
 }
 
-/// Checks what the config says as a whole, and resolves its secrets. Connects to nothing.
-pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
+/// Checks what the config says as a whole, and resolves the secrets of its sources. Connects to nothing.
+pub(crate) fn prepare(config: &Config, ids: &Ids, secrets: &Secrets) -> Result<Parts, Problems> {
     let mut problems = Vec::new();
-    let mut secrets = Secrets::default();
     let mut sources: Vec<Arc<Source>> = Vec::new();
     let mut keep =
         |found: Vec<Problem>, table: &str| problems.extend(found.into_iter().map(|problem| problem.within(table)));
@@ -62,9 +102,9 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
         on_outage: config.dedup.redis.as_ref().map_or(OnOutage::default(), |redis| redis.on_outage),
         auth: auth.unwrap_or_default(),
     };
-    for (id, table) in source_ids(config).into_iter().zip(config.sources.values()) {
-        let key = format!("sources.{id}");
-        match Source::compile(id, table, &surroundings, &mut |secret| secrets.resolve(secret)) {
+    for (name, table) in &config.sources {
+        let key = format!("sources.{name}");
+        match Source::compile(ids.source(name), table, &surroundings, &mut |secret| secrets.resolve(secret)) {
             Ok(source) => sources.push(Arc::new(source)),
             Err(found) => problems.extend(found.into_iter().map(|problem| problem.within(&key))),
         }
@@ -79,9 +119,9 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
     for (name, sink) in &config.sinks {
         problems.extend(sink.check().into_iter().map(|problem| problem.within(&format!("sinks.{name}"))));
     }
-    let sinks: Vec<SinkDeclaration> = (sink_ids(config).into_iter().zip(config.sinks.values()))
-        .map(|(id, sink)| SinkDeclaration { id, addressing: sink.addressing() })
-        .collect();
+    let declared =
+        config.sinks.iter().map(|(name, sink)| SinkDeclaration { id: ids.sink(name), addressing: sink.addressing() });
+    let sinks: Vec<SinkDeclaration> = declared.collect();
     let source_names: Vec<String> = config.sources.keys().cloned().collect();
     let mut attributes: Vec<String> = sources.iter().flat_map(|source| source.attribute_names()).cloned().collect();
     attributes.sort();
@@ -94,9 +134,7 @@ pub(crate) fn prepare(config: &Config) -> Result<Parts, Problems> {
             .extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
     });
     match (router, tls, fetcher) {
-        (Ok(router), Ok(tls), Ok(fetcher)) if problems.is_empty() => {
-            Ok(Parts { sources, router, secrets, tls, fetcher })
-        }
+        (Ok(router), Ok(tls), Ok(fetcher)) if problems.is_empty() => Ok(Parts { sources, router, tls, fetcher }),
         _ => Err(config.origins.locate(problems)),
     }
 }
@@ -132,41 +170,32 @@ fn check_sources(config: &Config, sources: &[Arc<Source>]) -> Vec<Problem> {
     problems
 }
 
-/// Connects the sinks and the dedup store, and puts them behind the router. The releaser, if there is one, has to run.
-pub(crate) async fn connect(
-    config: &Config,
-    router: Router,
-    secrets: &mut Secrets,
-    spool: Option<Arc<dyn Spool>>,
-    fetch: Arc<dyn Fetch>,
+/// Sets up the sink `id`, with its layers.
+pub(crate) async fn connect_sink(
+    id: &SinkId,
+    table: &SinkConfig,
+    secrets: &Secrets,
     observer: &Arc<dyn Observer>,
-) -> anyhow::Result<(Pipeline, Option<Releaser>)> {
-    let mut publishers = Vec::new();
-    for (id, table) in sink_ids(config).into_iter().zip(config.sinks.values()) {
-        let mut resolve = |secret: &_| secrets.resolve(secret);
-        let sink = table.connect(id.clone(), &mut resolve, Arc::clone(observer)).await;
-        let sink = sink.with_context(|| format!("set up sinks.{id}"))?;
-        publishers.push(Arc::new(Publisher::new(id, sink, table.max_in_flight(), Arc::clone(observer))));
-    }
-    let (window, memory_entries) = (config.dedup.window, config.dedup.memory_entries);
-    let (shared, releaser) = match &config.dedup.redis {
+) -> anyhow::Result<Arc<Publisher>> {
+    let sink = table.connect(id.clone(), &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await;
+    let sink = sink.with_context(|| format!("set up sinks.{id}"))?;
+    Ok(Arc::new(Publisher::new(id.clone(), sink, table.max_in_flight(), Arc::clone(observer))))
+}
+
+/// Sets up what remembers accepted events. The releaser, if there is one, has to run.
+pub(crate) async fn connect_dedup(
+    config: &DedupConfig,
+    secrets: &Secrets,
+    observer: &Arc<dyn Observer>,
+) -> anyhow::Result<(Dedup, Option<Releaser>)> {
+    let (shared, releaser) = match &config.redis {
         Some(table) => {
             let store = redis::connect(table, &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await?;
-            let (shared, releaser) = Shared::new(Arc::new(store), window, Arc::clone(observer));
+            let (shared, releaser) = Shared::new(Arc::new(store), config.window, Arc::clone(observer));
             (Some(shared), Some(releaser))
         }
         None => (None, None),
     };
-    let memory = Arc::new(Memory::new(window, memory_entries));
-    let pipeline = Pipeline {
-        router,
-        dedup: Dedup { memory, shared, observer: Arc::clone(observer) },
-        publishers,
-        spool,
-        fetch,
-        observer: Arc::clone(observer),
-        reply_deadline: config.server.reply_deadline,
-        tasks: TaskTracker::new(),
-    };
-    Ok((pipeline, releaser))
+    let memory = Arc::new(Memory::new(config.window, config.memory_entries));
+    Ok((Dedup { memory, shared, observer: Arc::clone(observer) }, releaser))
 }

@@ -6,8 +6,9 @@ use hookgate_redis as redis;
 use serde::Serialize;
 
 use crate::{
-    assemble,
+    assemble::{self, Ids},
     config::{Config, Problems},
+    secrets::Secrets,
 };
 
 /// What is known about one source or sink, or about the dedup store.
@@ -107,7 +108,8 @@ impl fmt::Display for Check {
 
 /// Validates `config`, then looks at the dedup store, at the disk of the spool and at every sink.
 pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
-    let mut parts = assemble::prepare(config)?;
+    let (ids, secrets) = (Ids::of(config), Secrets::default());
+    let parts = assemble::prepare(config, &ids, &secrets)?;
     let mut results = Vec::new();
     for source in &parts.sources {
         let verifier = source.verifier();
@@ -115,23 +117,23 @@ pub(crate) async fn check(config: &Config) -> Result<Vec<Check>, Problems> {
         results.push(Check::Source(SourceCheck { source: source.id().name().to_owned(), verify, warnings }));
     }
     if let Some(table) = &config.dedup.redis {
-        let (problem, warnings) = match redis::inspect(table, &mut |secret| parts.secrets.resolve(secret)).await {
+        let (problem, warnings) = match redis::inspect(table, &mut |secret| secrets.resolve(secret)).await {
             Ok(warnings) => (None, warnings),
             Err(problem) => (Some(problem), Vec::new()),
         };
         results.push(Check::Dedup(DedupCheck { dedup: "dedup.redis", problem, warnings }));
     }
     if let Some(table) = &config.spool {
-        let (problem, warnings) = match table.inspect(&assemble::sink_ids(config)) {
+        let (problem, warnings) = match table.inspect(ids.sinks()) {
             Ok(warnings) => (None, warnings),
             Err(error) => (Some(format!("{error:#}")), Vec::new()),
         };
         results.push(Check::Spool(SpoolCheck { spool: table.dir.clone(), problem, warnings }));
     }
-    for (id, table) in assemble::sink_ids(config).into_iter().zip(config.sinks.values()) {
-        let sink = id.name().to_owned();
+    for (name, table) in &config.sinks {
+        let (id, sink) = (ids.sink(name), name.clone());
         let targets = parts.router.examples(&id);
-        let inspected = table.inspect(id, &targets, &mut |secret| parts.secrets.resolve(secret)).await;
+        let inspected = table.inspect(id, &targets, &mut |secret| secrets.resolve(secret)).await;
         let (problem, warnings) = match inspected {
             Ok(warnings) => (None, warnings),
             Err(problem) => (Some(problem), Vec::new()),

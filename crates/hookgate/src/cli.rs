@@ -4,6 +4,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::{Parser, Subcommand};
@@ -80,9 +81,12 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
+fn file(arguments: &Arguments) -> &Path {
+    arguments.config.as_deref().unwrap_or(Path::new("relay.toml"))
+}
+
 fn load(arguments: &Arguments) -> Result<Config, Problems> {
-    let file = arguments.config.as_deref().unwrap_or(Path::new("relay.toml"));
-    config::load(file, std::env::vars())
+    config::load(file(arguments), std::env::vars())
 }
 
 fn explain(arguments: &Arguments, what: &Explain) -> Result<ExitCode, Failure> {
@@ -106,8 +110,10 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let config = load(arguments)?;
-    runtime()?.block_on(run::run(config))?;
+    let (config, file) = (load(arguments)?, file(arguments).to_owned());
+    let again = file.clone();
+    let load = Arc::new(move || config::load(&again, std::env::vars()));
+    runtime()?.block_on(run::run(config, load, file))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,12 @@
 mod environment;
 mod read;
 
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::Path,
+    time::Duration,
+};
 
 use figment::{
     Figment,
@@ -44,6 +49,44 @@ pub(crate) struct Config {
     /// Where each value was set, for problems that are found later.
     #[serde(skip)]
     pub(crate) origins: Origins,
+}
+
+/// The keys of `[server]` that take effect in a running process.
+const SERVER_KEYS_LIVE: &[&str] = &["public_url", "trusted_proxies", "max_body", "reply_deadline"];
+
+/// The tables that do as a whole.
+const TABLES_LIVE: &[&str] = &["sources", "sinks", "routes", "unrouted"];
+
+impl Config {
+    /// All of it as it was written, secrets included, to be compared.
+    pub(crate) fn as_written(&self) -> &Value {
+        &self.origins.root
+    }
+
+    /// The table of the sink `name` as it was written, secrets included.
+    pub(crate) fn sink_as_written(&self, name: &str) -> Option<&Value> {
+        read::child(read::child(&self.origins.root, "sinks")?, name)
+    }
+
+    /// The keys that `before` has otherwise and that take effect at the next start only.
+    pub(crate) fn needing_restart(&self, before: &Value) -> Vec<String> {
+        let now = &self.origins.root;
+        let mut keys = Vec::new();
+        for table in read::keys(now).chain(read::keys(before)).filter(|table| !TABLES_LIVE.contains(&table.as_str())) {
+            let (now, before) = (read::child(now, table), read::child(before, table));
+            let of =
+                |table: Option<&'_ Value>| table.into_iter().flat_map(read::keys).cloned().collect::<BTreeSet<_>>();
+            for key in of(now).union(&of(before)) {
+                let value = |table: Option<&'_ Value>| table.and_then(|table| read::child(table, key)).cloned();
+                let live = table == "server" && SERVER_KEYS_LIVE.contains(&key.as_str());
+                let key = format!("{table}.{key}");
+                if !live && value(now) != value(before) && !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+        }
+        keys
+    }
 }
 
 /// The `[dedup]` table.

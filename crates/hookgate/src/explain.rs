@@ -22,9 +22,10 @@ use hookgate_http::{Fetcher, OutboundConfig, capture};
 use serde_json::{Map, Value};
 
 use crate::{
-    assemble::{self, Parts},
+    assemble::{self, Ids, Parts},
     config::Config,
     run::Failure,
+    secrets::Secrets,
 };
 
 /// What to explain, and by what.
@@ -83,7 +84,8 @@ pub(crate) fn explain(arguments: &Explain, config: Option<&Config>, json: bool) 
     let (judge, fetcher) = match config {
         None => (Judge::ByRecord, Fetcher::new(&OutboundConfig::default()).expect("the defaults are good")),
         Some(config) => {
-            let Parts { sources, router, fetcher, .. } = assemble::prepare(config)?;
+            let Parts { sources, router, fetcher, .. } =
+                assemble::prepare(config, &Ids::of(config), &Secrets::default())?;
             let by_path = sources.into_iter().map(|source| (source.path().to_owned(), source)).collect();
             (Judge::ByConfig { by_path, router: Box::new(router) }, fetcher)
         }

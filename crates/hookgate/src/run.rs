@@ -1,33 +1,22 @@
 //! `hookgate run`: start, supervision, and a shutdown in which no accepted event is lost and no sender is told 503.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use hookgate_core::{
-    drain::Drain,
-    event::SourceId,
-    limits::Deadline,
-    observe::{Observation, Observer},
-    pipeline::Pipeline,
-    publisher::Publisher,
-    sink::Target,
-    source::Source,
-    spool::Spool,
-};
-use hookgate_http::{Ingress, Limits, Server, Tls, admin};
+use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline};
+use hookgate_http::{Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    assemble::{self, Parts},
+    assemble::{self, Ids},
     config::{Config, Problems},
+    relay::{Fixed, Load, Relay, Reloader},
+    secrets::Secrets,
     spool::LocalSpool,
     telemetry::{self, Telemetry, millis},
 };
@@ -58,72 +47,49 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// How often key sets are looked at. Issuers publish a new key days before they use it.
-const DOCUMENT_INTERVAL: Duration = Duration::from_secs(60 * 60);
-
-/// How long one may take; nobody waits for it.
-const DOCUMENT_LIMIT: Duration = Duration::from_secs(5);
-
-/// How often a sink that could not be asked about its destinations is asked again, and how long it may take.
-const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
-const REVIEW_LIMIT: Duration = Duration::from_secs(5);
-
 /// How often the certificate's files are looked at.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long the sinks may take to close, and the admin port after them.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT; a second one ends the process at once.
-pub(crate) async fn run(config: Config) -> Result<(), Failure> {
+/// Runs `config`, which `load` has read from `file`, until SIGTERM or SIGINT; a second one ends the process at once.
+pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(), Failure> {
     // First of all: as PID 1 in a container an unhandled SIGTERM is ignored.
     let mut signals = Signals::install().context("install the signal handlers")?;
+    let hang_up = signal(SignalKind::hangup()).context("install the signal handlers")?;
     telemetry::start_log(&config.log);
-    let Parts { sources, router, mut secrets, tls, fetcher } = assemble::prepare(&config)?;
-    for source in &sources {
-        for warning in source.warnings(SystemTime::now()) {
-            tracing::warn!(source = %source.id(), warning, "a source is set up unwisely");
-        }
-    }
-    let telemetry = Telemetry::new(&sources, &assemble::sink_ids(&config), config.dedup.redis.is_some());
+    let (ids, secrets) = (Ids::of(&config), Secrets::default());
+    let mut parts = assemble::prepare(&config, &ids, &secrets)?;
+    let telemetry = Telemetry::new(config.dedup.redis.is_some());
+    telemetry.adopt(&ids, &parts.sources, ids.sinks());
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
-    let public =
-        bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?.with_tls(tls.clone());
+    let (public, tls) =
+        (bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?, parts.tls.take());
+    let public = public.with_tls(tls.clone());
     let spool = open_spool(&config, &observer).await?;
-    let port = spool.as_ref().map(|spool| Arc::clone(spool) as Arc<dyn Spool>);
-    let (pipeline, releaser) =
-        assemble::connect(&config, router, &mut secrets, port, Arc::new(fetcher), &observer).await?;
-    let pipeline = Arc::new(pipeline);
-    telemetry.started(Arc::clone(&pipeline.dedup.memory), spool.clone());
-    let ingress = Ingress::new(Arc::clone(&pipeline), &config.server);
+    let (dedup, releaser) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
+    telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
     let stops = Stops::default();
-    let background = TaskTracker::new();
-    let drains = TaskTracker::new();
-    if let (Some(spool), Some(table)) = (&spool, &config.spool) {
-        let ids: Arc<[SourceId]> = sources.iter().map(|source| source.id().clone()).collect();
-        for publisher in &pipeline.publishers {
-            let drain = Drain {
-                backlog: spool.backlog(publisher.id()),
-                spool: Arc::clone(spool) as Arc<dyn Spool>,
-                publisher: Arc::clone(publisher),
-                sources: Arc::clone(&ids),
-                limits: table.limits(),
-                observer: Arc::clone(&observer),
-            };
-            drains.spawn(drain.run(stops.drains.clone()));
-        }
-    }
-    drains.close();
+    let (background, drains) = (TaskTracker::new(), TaskTracker::new());
+    let fixed = Fixed {
+        telemetry: Arc::clone(&telemetry),
+        secrets: secrets.clone(),
+        spool: spool.clone(),
+        dedup,
+        fetch: Arc::new(parts.fetcher.clone()),
+        background: background.clone(),
+        stop_background: stops.background.clone(),
+        drains: drains.clone(),
+        stop_drains: stops.drains.clone(),
+    };
+    let (drain_delay, shutdown_timeout) = (config.server.drain_delay, config.server.shutdown_timeout);
+    let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
-    for publisher in &pipeline.publishers {
-        let targets = pipeline.router.examples(publisher.id());
-        background.spawn(review(Arc::clone(publisher), targets, Arc::clone(&observer), stops.background.clone()));
-    }
-    background.spawn(keep_documents(Arc::clone(&pipeline), sources.clone(), stops.background.clone()));
     background.spawn(keep_certificates(tls, stops.background.clone()));
     if let Some(releaser) = releaser {
         background.spawn(releaser.run(stops.background.clone()));
@@ -132,7 +98,11 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let admin_routes = admin::router(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
     let address = public.local_addr().context("read the public port")?;
-    let public = tokio::spawn(public.serve(ingress.router(&sources), stops.public.clone(), stops.public_abort.clone()));
+    let public = tokio::spawn(public.serve(relay.ingress().router(), stops.public.clone(), stops.public_abort.clone()));
+    let (reloads, requests) = mpsc::channel(1);
+    telemetry.reloads_by(reloads);
+    let reloader =
+        tokio::spawn(Reloader { relay, load, file, hang_up, requests, is_good: true }.run(stops.reloads.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, admin = %admin_address, "hookgate is up");
 
     signals.next().await;
@@ -141,7 +111,10 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
         tracing::warn!("second signal: exiting at once");
         std::process::exit(130);
     });
-    shut_down(&config, &telemetry, &pipeline, &stops, public, &drains).await;
+    stops.reloads.cancel();
+    let relay = reloader.await.context("stop reloading")?;
+    let limits = ShutdownLimits { drain_delay, all: shutdown_timeout };
+    shut_down(&limits, &telemetry, relay.pipeline(), &stops, public, &drains).await;
     if let Some(spool) = spool {
         within(CLOSE_LIMIT, "closing the spool", spool.close()).await;
     }
@@ -164,35 +137,6 @@ async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Re
     Ok(Some(Arc::new(opened.await.context("open the spool")??)))
 }
 
-/// Fetches the key sets of token issuers at the start, so that the first requests seldom wait for them, and looks for new keys
-/// from time to time.
-async fn keep_documents(pipeline: Arc<Pipeline>, sources: Vec<Arc<Source>>, stop: CancellationToken) {
-    loop {
-        let wanted = sources.iter().flat_map(|source| source.verifier().documents());
-        let fetches = wanted.map(|document| pipeline.fetch(document, Deadline::after(DOCUMENT_LIMIT)));
-        futures_util::future::join_all(fetches).await;
-        if stop.run_until_cancelled(sleep(DOCUMENT_INTERVAL)).await.is_none() {
-            return;
-        }
-    }
-}
-
-/// Tells, as soon as the sink can be asked, what is unwise about where its events go.
-async fn review(publisher: Arc<Publisher>, targets: Vec<Target>, observer: Arc<dyn Observer>, stop: CancellationToken) {
-    loop {
-        if let Ok(found) = publisher.sink().review(&targets, Deadline::after(REVIEW_LIMIT)).await {
-            for detail in &found {
-                let (sink, message) = (publisher.id(), "a destination is set up unwisely");
-                observer.observe(&Observation::SinkNotice { sink, message, detail });
-            }
-            return;
-        }
-        if stop.run_until_cancelled(sleep(REVIEW_INTERVAL)).await.is_none() {
-            return;
-        }
-    }
-}
-
 /// Puts renewed certificates in place.
 async fn keep_certificates(tls: Option<Tls>, stop: CancellationToken) {
     let Some(tls) = tls else { return };
@@ -212,6 +156,7 @@ async fn keep_certificates(tls: Option<Tls>, stop: CancellationToken) {
 /// What tells each part to stop, in the order of the shutdown.
 #[derive(Default)]
 struct Stops {
+    reloads: CancellationToken,
     public: CancellationToken,
     drains: CancellationToken,
     public_abort: CancellationToken,
@@ -220,8 +165,15 @@ struct Stops {
     admin_abort: CancellationToken,
 }
 
+/// How long the phases of the shutdown may take.
+struct ShutdownLimits {
+    drain_delay: Duration,
+    /// From the end of `drain_delay` on.
+    all: Duration,
+}
+
 async fn shut_down(
-    config: &Config,
+    limits: &ShutdownLimits,
     telemetry: &Telemetry,
     pipeline: &Pipeline,
     stops: &Stops,
@@ -230,22 +182,23 @@ async fn shut_down(
 ) {
     // Not ready, but serving on: load balancers learn of it later than we do, and a refused request would be lost.
     telemetry.draining();
-    let drain_delay = config.server.drain_delay;
+    let drain_delay = limits.drain_delay;
     tracing::info!(drain_delay_ms = millis(drain_delay), "draining: not ready, still serving");
     sleep(drain_delay).await;
 
     // From here on connections are refused, the one failure that OpenClaw retries.
     stops.public.cancel();
-    let limit = Deadline::after(config.server.shutdown_timeout);
+    let limit = Deadline::after(limits.all);
     within(limit.remaining(), "requests in flight", public).await;
     stops.public_abort.cancel();
 
     // Publishes whose clients have gone, and the legs that nobody waited for.
     pipeline.tasks.close();
-    within(limit.remaining().max(config.server.reply_deadline), "publishes in flight", pipeline.tasks.wait()).await;
+    within(limit.remaining().max(pipeline.reply_deadline), "publishes in flight", pipeline.tasks.wait()).await;
 
     stops.drains.cancel();
-    within(limit.remaining().max(config.server.reply_deadline), "publishes from the spool", drains.wait()).await;
+    drains.close();
+    within(limit.remaining().max(pipeline.reply_deadline), "publishes from the spool", drains.wait()).await;
 
     let deadline = Deadline::after(CLOSE_LIMIT);
     for publisher in &pipeline.publishers {

@@ -2,7 +2,12 @@
 //!
 //! Files are polled, not watched: Kubernetes swaps a directory above a mounted secret, which a watch on the file misses.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use hookgate_core::{
     observe::{Observation, Observer},
@@ -14,38 +19,42 @@ use zeroize::Zeroizing;
 /// How often files are looked at. An operator who rotates a secret waits this long at most.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The secrets of the config that were resolved, and the files to look at again.
-#[derive(Default)]
+/// The secrets that were resolved, and the files to look at again for as long as somebody uses what they hold.
+#[derive(Clone, Default)]
 pub(crate) struct Secrets {
-    files: Vec<(PathBuf, Arc<SecretSlot>)>,
+    files: Arc<Mutex<Vec<SecretFile>>>,
 }
+
+type SecretFile = (PathBuf, Weak<SecretSlot>);
 
 impl Secrets {
     /// The live secret that `reference` names.
-    pub(crate) fn resolve(&mut self, reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
+    pub(crate) fn resolve(&self, reference: &SecretRef) -> Result<Arc<SecretSlot>, String> {
         let (secret, file) = match &reference.origin {
             SecretOrigin::Literal(text) => (Secret::new(text.as_bytes()).map_err(|empty| empty.to_string())?, None),
             SecretOrigin::Env(variable) => (from_environment(variable)?, None),
             SecretOrigin::File(path) => (from_file(path)?, Some(path.clone())),
         };
         let slot = Arc::new(SecretSlot::new(reference.display_name(), secret).until(reference.not_after));
-        self.files.extend(file.map(|path| (path, Arc::clone(&slot))));
+        lock(&self.files).extend(file.map(|path| (path, Arc::downgrade(&slot))));
         Ok(slot)
+    }
+
+    fn in_use(&self) -> Vec<(PathBuf, Arc<SecretSlot>)> {
+        let mut files = lock(&self.files);
+        files.retain(|(_, slot)| slot.strong_count() > 0);
+        files.iter().filter_map(|(path, slot)| Some((path.clone(), slot.upgrade()?))).collect()
     }
 
     /// Looks at the files from time to time until `stop`, and puts new values in place. A file that cannot be used any
     /// more changes nothing and is reported once.
     pub(crate) async fn keep_fresh(self, observer: Arc<dyn Observer>, stop: CancellationToken) {
         let mut troubles: BTreeMap<PathBuf, String> = BTreeMap::new();
-        let files = Arc::new(self.files);
-        if files.is_empty() {
-            return;
-        }
         while stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await.is_some() {
-            let paths = Arc::clone(&files);
+            let files = self.in_use();
+            let paths: Vec<PathBuf> = files.iter().map(|(path, _)| path.clone()).collect();
             // A mounted secret may hang like any disk: never on a thread that serves requests.
-            let read =
-                tokio::task::spawn_blocking(move || paths.iter().map(|(path, _)| from_file(path)).collect::<Vec<_>>());
+            let read = tokio::task::spawn_blocking(move || paths.iter().map(from_file).collect::<Vec<_>>());
             let Ok(contents) = read.await else { continue };
             for ((path, slot), content) in files.iter().zip(contents) {
                 let unchanged = |secret: &Secret| secret.expose() == slot.current().expose();
@@ -72,6 +81,10 @@ impl Secrets {
             }
         }
     }
+}
+
+fn lock(files: &Mutex<Vec<SecretFile>>) -> MutexGuard<'_, Vec<SecretFile>> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn from_environment(variable: &str) -> Result<Secret, String> {

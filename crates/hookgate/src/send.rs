@@ -20,9 +20,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde_json::json;
 
 use crate::{
-    assemble::{self, Parts},
+    assemble::{self, Ids, Parts},
     config::Config,
     run::Failure,
+    secrets::Secrets,
     telemetry::millis,
 };
 
@@ -77,7 +78,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// Makes the event and sends it. The exit code says whether it was accepted.
 pub(crate) fn send(arguments: &Send, config: &Config, json: bool) -> Result<ExitCode, Failure> {
-    let Parts { sources, fetcher, .. } = assemble::prepare(config)?;
+    let Parts { sources, fetcher, .. } = assemble::prepare(config, &Ids::of(config), &Secrets::default())?;
     let known: Vec<&str> = sources.iter().map(|source| source.id().name()).collect();
     let source = sources.iter().find(|source| source.id().name() == arguments.source);
     let source = source.ok_or_else(|| anyhow!("{}", unknown("source", &arguments.source, &known)))?;

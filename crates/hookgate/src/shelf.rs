@@ -151,12 +151,12 @@ async fn perform(spool: &LocalSpool, request: &Request) -> anyhow::Result<Vec<Li
     let records = queue.list(request.after, request.limit.min(PAGE)).await?;
     let mut lines = Vec::new();
     for record in records.iter().filter(|record| record.place.seq() <= request.until) {
-        let mut line = describe(sink, request, record);
+        let mut line = describe(&sink, request, record);
         match request.verb {
             Verb::List => {}
-            Verb::Show => line.message = message_of(sink, shelf, record).map(|message| json_line(&message)),
+            Verb::Show => line.message = message_of(&sink, shelf, record).map(|message| json_line(&message)),
             Verb::Drop => queue.done_for_good(record.place).await,
-            Verb::Replay => replay(spool, sink, queue, shelf, record).await?,
+            Verb::Replay => replay(spool, &sink, &queue, shelf, record).await?,
         }
         lines.push(line);
     }

@@ -109,6 +109,11 @@ impl SinkConfig {
         }
     }
 
+    /// Whether it needs something that a process can have but once, and that the sink of `before` has.
+    pub(crate) fn is_held_by(&self, before: &Self) -> bool {
+        matches!((self, before), (Self::File(now), Self::File(before)) if now.dir == before.dir)
+    }
+
     /// Its `type`.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hookgate_core::{
@@ -76,6 +77,10 @@ fn max_attempts() -> usize {
 }
 
 impl SpoolConfig {
+    fn in_words(&self) -> String {
+        format!("open the spool in {} (spool.dir)", self.dir.display())
+    }
+
     /// The names of sinks that have something in the directory and are not among `sinks`: they were taken out of the config.
     pub(crate) fn strangers(&self, sinks: &[SinkId]) -> BTreeSet<String> {
         let shelves = ["backlog", "dead"].map(|shelf| fs::read_dir(self.dir.join(shelf)));
@@ -121,8 +126,12 @@ impl SpoolConfig {
 /// The open spool. The directory is ours until it is dropped.
 pub(crate) struct LocalSpool {
     _lock: Lock,
-    max_bytes: u64,
-    sinks: Vec<Shelves>,
+    config: SpoolConfig,
+    living: Arc<Budget>,
+    dead: Arc<Budget>,
+    observer: Arc<dyn Observer>,
+    /// At the index of each sink.
+    sinks: ArcSwap<Vec<Arc<Shelves>>>,
 }
 
 struct Shelves {
@@ -132,8 +141,8 @@ struct Shelves {
 }
 
 /// What one sink has in the spool, for the metrics.
-pub(crate) struct SinkSpool<'a> {
-    pub(crate) sink: &'a SinkId,
+pub(crate) struct SinkSpool {
+    pub(crate) sink: SinkId,
     pub(crate) backlog: disk::State,
     pub(crate) dead: disk::State,
 }
@@ -141,27 +150,15 @@ pub(crate) struct SinkSpool<'a> {
 impl LocalSpool {
     /// Opens the queues of `sinks`, after whatever became of them at the end of the last process. Blocks.
     pub(crate) fn open(config: &SpoolConfig, sinks: &[SinkId], observer: &Arc<dyn Observer>) -> anyhow::Result<Self> {
-        let dir = &config.dir;
-        let in_words = || format!("open the spool in {} (spool.dir)", dir.display());
-        let lock = Lock::take(dir).with_context(in_words)?;
-        let (living, dead) = (Budget::new(config.max_size.0), Budget::new(config.max_dead_size.0));
-        let open = |shelf: &str, sink: &SinkId, budget: &Arc<Budget>| {
-            let path = dir.join(shelf).join(sink.name());
-            let options =
-                Options { segment_bytes: SEGMENT_BYTES, min_free_bytes: config.min_free.0, budget: Arc::clone(budget) };
-            let (queue, recovered) =
-                Queue::open(&path, options, happenings(sink.clone(), Arc::clone(observer))).with_context(in_words)?;
-            if !recovered.fresh && (!recovered.clean || recovered.events > 0) {
-                let (queue, clean, events) = (path.display(), recovered.clean, recovered.events);
-                tracing::info!(%queue, clean, events, "{recovered}");
-            }
-            anyhow::Ok(queue)
+        let spool = Self {
+            _lock: Lock::take(&config.dir).with_context(|| config.in_words())?,
+            config: config.clone(),
+            living: Budget::new(config.max_size.0),
+            dead: Budget::new(config.max_dead_size.0),
+            observer: Arc::clone(observer),
+            sinks: ArcSwap::default(),
         };
-        let shelves = sinks.iter().map(|sink| {
-            let (backlog, dead) = (open("backlog", sink, &living)?, open("dead", sink, &dead)?);
-            Ok(Shelves { sink: sink.clone(), backlog, dead })
-        });
-        let spool = Self { _lock: lock, max_bytes: config.max_size.0, sinks: shelves.collect::<anyhow::Result<_>>()? };
+        spool.adopt(sinks)?;
         for name in config.strangers(sinks) {
             let message =
                 "the spool holds messages for a sink that is not in the config; put it back and they are published";
@@ -170,34 +167,68 @@ impl LocalSpool {
         Ok(spool)
     }
 
+    /// Opens the queues of those of `sinks`, each at its index, that have none. Blocks.
+    pub(crate) fn adopt(&self, sinks: &[SinkId]) -> anyhow::Result<()> {
+        let mut all = self.sinks.load().to_vec();
+        for sink in &sinks[all.len()..] {
+            let (backlog, dead) = (self.queue("backlog", sink, &self.living)?, self.queue("dead", sink, &self.dead)?);
+            all.push(Arc::new(Shelves { sink: sink.clone(), backlog, dead }));
+        }
+        self.sinks.store(Arc::new(all));
+        Ok(())
+    }
+
+    fn queue(&self, shelf: &str, sink: &SinkId, budget: &Arc<Budget>) -> anyhow::Result<Queue> {
+        let path = self.config.dir.join(shelf).join(sink.name());
+        let (min_free_bytes, budget) = (self.config.min_free.0, Arc::clone(budget));
+        let options = Options { segment_bytes: SEGMENT_BYTES, min_free_bytes, budget };
+        let opened = Queue::open(&path, options, happenings(sink.clone(), Arc::clone(&self.observer)));
+        let (queue, recovered) = opened.with_context(|| self.config.in_words())?;
+        if !recovered.fresh && (!recovered.clean || recovered.events > 0) {
+            let (queue, clean, events) = (path.display(), recovered.clean, recovered.events);
+            tracing::info!(%queue, clean, events, "{recovered}");
+        }
+        Ok(queue)
+    }
+
     /// The queue of the sink called `name`.
-    pub(crate) fn find(&self, name: &str, shelf: Shelf) -> anyhow::Result<(&SinkId, &Queue)> {
-        let known = || self.sinks.iter().map(|shelves| shelves.sink.name()).collect::<Vec<_>>();
-        let found = self.sinks.iter().find(|shelves| shelves.sink.name() == name);
-        let Shelves { sink, backlog, dead } = found.with_context(|| config::unknown("sink", name, &known()))?;
-        Ok((sink, if shelf == Shelf::Dead { dead } else { backlog }))
+    pub(crate) fn find(&self, name: &str, shelf: Shelf) -> anyhow::Result<(SinkId, Queue)> {
+        let sinks = self.sinks.load();
+        let known = || sinks.iter().map(|shelves| shelves.sink.name()).collect::<Vec<_>>();
+        let found = sinks.iter().find(|shelves| shelves.sink.name() == name);
+        let shelves = found.with_context(|| config::unknown("sink", name, &known()))?;
+        let queue = if shelf == Shelf::Dead { &shelves.dead } else { &shelves.backlog };
+        Ok((shelves.sink.clone(), queue.clone()))
     }
 
     /// What waits for each sink, to be emptied.
     pub(crate) fn backlog(&self, sink: &SinkId) -> SinkBacklog {
-        SinkBacklog(self.sinks[sink.index()].backlog.clone())
+        SinkBacklog(self.shelves(sink).backlog.clone())
+    }
+
+    /// Whether nothing waits for `sink`.
+    pub(crate) fn is_empty(&self, sink: &SinkId) -> bool {
+        self.shelves(sink).backlog.state().events == 0
+    }
+
+    fn shelves(&self, sink: &SinkId) -> Arc<Shelves> {
+        Arc::clone(&self.sinks.load()[sink.index()])
     }
 
     /// The state of every queue.
-    pub(crate) fn state(&self) -> Vec<SinkSpool<'_>> {
-        let of = |shelves: &'_ Shelves| (shelves.backlog.state(), shelves.dead.state());
-        self.sinks
-            .iter()
-            .map(|shelves| {
-                let (backlog, dead) = of(shelves);
-                SinkSpool { sink: &shelves.sink, backlog, dead }
-            })
-            .collect()
+    pub(crate) fn state(&self) -> Vec<SinkSpool> {
+        let state = |shelves: &Arc<Shelves>| SinkSpool {
+            sink: shelves.sink.clone(),
+            backlog: shelves.backlog.state(),
+            dead: shelves.dead.state(),
+        };
+        self.sinks.load().iter().map(state).collect()
     }
 
     /// Why nothing can be appended now, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let mut backlogs = self.sinks.iter().map(|shelves| shelves.backlog.state());
+        let sinks = self.sinks.load();
+        let mut backlogs = sinks.iter().map(|shelves| shelves.backlog.state());
         backlogs
             .find(|state| !state.writable)
             .map(|state| state.cause.unwrap_or_else(|| "the disk does not answer".to_owned()))
@@ -205,12 +236,12 @@ impl LocalSpool {
 
     /// What may be waiting at most, in bytes.
     pub(crate) fn max_bytes(&self) -> u64 {
-        self.max_bytes
+        self.config.max_size.0
     }
 
     /// Ends cleanly.
     pub(crate) async fn close(&self) {
-        for shelves in &self.sinks {
+        for shelves in self.sinks.load_full().iter() {
             shelves.backlog.close().await;
             shelves.dead.close().await;
         }
@@ -238,12 +269,14 @@ fn happenings(sink: SinkId, observer: Arc<dyn Observer>) -> Arc<dyn Fn(&Happenin
 
 impl Spool for LocalSpool {
     fn append<'a>(&'a self, sink: &'a SinkId, shelf: Shelf, record: Bytes) -> BoxFuture<'a, Result<u64, SpoolError>> {
-        let shelves = &self.sinks[sink.index()];
-        let queue = match shelf {
-            Shelf::Backlog => &shelves.backlog,
-            Shelf::Dead => &shelves.dead,
-        };
-        Box::pin(async move { queue.append(record).await.map(|ticket| ticket.seq()).map_err(|error| failure(&error)) })
+        Box::pin(async move {
+            let shelves = self.shelves(sink);
+            let queue = match shelf {
+                Shelf::Backlog => &shelves.backlog,
+                Shelf::Dead => &shelves.dead,
+            };
+            queue.append(record).await.map(|ticket| ticket.seq()).map_err(|error| failure(&error))
+        })
     }
 }
 

@@ -17,10 +17,11 @@ use hookgate_core::{
     observe::{Observation, Observer},
     source::Source,
 };
-use hookgate_http::admin::{Readiness, Status};
+use hookgate_http::admin::{Readiness, Reloaded, Status};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{shelf, spool::LocalSpool};
+use crate::{assemble::Ids, relay::ReloadRequest, shelf, spool::LocalSpool};
 
 use self::{health::Health, log::Log, metrics::Metrics};
 
@@ -36,16 +37,35 @@ pub(crate) struct Telemetry {
     health: Health,
     memory: OnceLock<Arc<Memory>>,
     spool: OnceLock<Arc<LocalSpool>>,
+    reloads: OnceLock<mpsc::Sender<ReloadRequest>>,
 }
 
 impl Telemetry {
     /// `shares_dedup` says whether there is a dedup store besides the memory.
-    pub(crate) fn new(sources: &[Arc<Source>], sinks: &[SinkId], shares_dedup: bool) -> Arc<Self> {
-        let credentials: Vec<_> =
+    pub(crate) fn new(shares_dedup: bool) -> Arc<Self> {
+        Arc::new(Self {
+            metrics: Metrics::new(shares_dedup),
+            log: Log::new(),
+            health: Health::new(shares_dedup),
+            memory: OnceLock::new(),
+            spool: OnceLock::new(),
+            reloads: OnceLock::new(),
+        })
+    }
+
+    /// Gets ready to observe what a config has. `sinks` are those of the config, each after all whose places are before its own.
+    pub(crate) fn adopt(&self, ids: &Ids, sources: &[Arc<Source>], sinks: &[SinkId]) {
+        let mut credentials: Vec<_> =
             sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
-        let (metrics, health) = (Metrics::new(&credentials, sinks, shares_dedup), Health::new(sinks, shares_dedup));
-        let log = Log::new(sources.len(), sinks.len());
-        Arc::new(Self { metrics, log, health, memory: OnceLock::new(), spool: OnceLock::new() })
+        credentials.sort_by_key(|(id, _)| id.index());
+        self.metrics.adopt(&credentials, ids.sinks());
+        self.log.adopt(ids.sources().len(), ids.sinks().len());
+        self.health.adopt(sinks);
+    }
+
+    /// Who is asked to reload the config.
+    pub(crate) fn reloads_by(&self, requests: mpsc::Sender<ReloadRequest>) {
+        self.reloads.get_or_init(|| requests);
     }
 
     /// Everything is connected: readiness follows the sinks from here.
@@ -102,6 +122,16 @@ impl Status for Telemetry {
                 Some(spool) => shelf::answer(spool, &request).await,
                 None => Err("there is no [spool] in the config".to_owned()),
             }
+        })
+    }
+
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>> {
+        Box::pin(async move {
+            let stopping = || "hookgate is starting or stopping\n".to_owned();
+            let (answer, answered) = oneshot::channel();
+            let requests = self.reloads.get().ok_or_else(stopping)?;
+            requests.send(answer).await.map_err(|_| stopping())?;
+            answered.await.map_err(|_| stopping())?
         })
     }
 

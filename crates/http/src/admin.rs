@@ -28,8 +28,23 @@ pub trait Status: Send + Sync + 'static {
     /// Why it cannot, as a sentence.
     fn spool(&self, request: Bytes) -> BoxFuture<'_, Result<Vec<u8>, String>>;
 
+    /// Reads the config again and puts it in place.
+    ///
+    /// # Errors
+    /// What is wrong with it; the one from before stays.
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, String>>;
+
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> String;
+}
+
+/// What a reload came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reloaded {
+    /// Whether anything was put in place.
+    pub changed: bool,
+    /// The keys that were changed and need a restart to take effect.
+    pub restart_required: Vec<String>,
 }
 
 /// The answer of `/readyz`.
@@ -42,6 +57,9 @@ pub struct Readiness {
     pub reason: Option<&'static str>,
     /// The version that runs.
     pub version: &'static str,
+    /// The config, if the file was changed into one that cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<PartReadiness>,
     /// Each sink with its state.
     pub sinks: Vec<PartReadiness>,
     /// The dedup store that replicas share, if they do.
@@ -76,11 +94,12 @@ pub struct PartReadiness {
     pub for_seconds: u64,
 }
 
-/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink, the dedup store or the spool is down),
-/// `/metrics`, `POST /spool`, and the state of everything at `/`.
+/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink, the dedup store or the spool is down, or the
+/// changed config cannot be used),
+/// `/metrics`, `POST /spool`, `POST /reload`, and the state of everything at `/`.
 pub fn router(status: Arc<dyn Status>) -> Router {
     let (live, ready, metrics) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
-    let (spool, overview) = (Arc::clone(&status), status);
+    let (spool, reload, overview) = (Arc::clone(&status), Arc::clone(&status), status);
     Router::new()
         .route(
             "/livez",
@@ -93,7 +112,7 @@ pub fn router(status: Arc<dyn Status>) -> Router {
                 let strict = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "strict=1"));
                 let good = readiness.ready
                     && (!strict
-                        || readiness.sinks.iter().chain(&readiness.dedup).all(|part| part.up)
+                        || readiness.sinks.iter().chain(&readiness.dedup).chain(&readiness.config).all(|part| part.up)
                             && readiness.spool.as_ref().is_none_or(|spool| spool.up));
                 json(if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &readiness)
             }),
@@ -125,6 +144,13 @@ pub fn router(status: Arc<dyn Status>) -> Router {
                 }
             })
             .layer(DefaultBodyLimit::max(64 * 1024)),
+        )
+        .route(
+            "/reload",
+            post(async move || match reload.reload().await {
+                Ok(reloaded) => json(StatusCode::OK, &reloaded),
+                Err(problems) => text(StatusCode::UNPROCESSABLE_ENTITY, problems),
+            }),
         )
         .route("/", get(async move || json(StatusCode::OK, &overview.ready())))
 }

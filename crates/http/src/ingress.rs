@@ -1,17 +1,13 @@
-//! The public port's routes: a path is a source, a POST is a request, everything else is refused.
+//! The public port: a path is a source, a POST is a request, everything else is refused.
 
 use std::{
-    convert::Infallible,
+    collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-use axum::{
-    Router,
-    extract::Request,
-    response::Response,
-    routing::{MethodRouter, any},
-};
+use arc_swap::ArcSwap;
+use axum::{Router, extract::Request, response::Response};
 use hookgate_core::{
     auth::{self, Unverified},
     event::SourceId,
@@ -22,6 +18,7 @@ use hookgate_core::{
     source::Source,
 };
 use http::{Method, StatusCode};
+use tokio::time::Instant;
 
 use crate::{
     ServerConfig,
@@ -29,52 +26,94 @@ use crate::{
     respond,
 };
 
-/// What the handlers of all sources share.
+/// What takes the requests of the public port. What it takes them to can be replaced while it does.
 pub struct Ingress {
-    pipeline: Arc<Pipeline>,
+    current: ArcSwap<Generation>,
     admission: Arc<Admission>,
     body_timeout: Duration,
 }
 
-impl Ingress {
-    /// An ingress in front of `pipeline`.
-    pub fn new(pipeline: Arc<Pipeline>, config: &ServerConfig) -> Arc<Self> {
-        let admission = Admission::new(config.max_in_flight as u64, config.max_in_flight_bytes.0);
-        Arc::new(Self { pipeline, admission, body_timeout: config.body_timeout })
-    }
+/// The sources and the pipeline of one config. A request belongs to the one that was current when it came, to its end.
+struct Generation {
+    pipeline: Arc<Pipeline>,
+    sources: HashMap<String, Arc<Source>>,
+    /// The paths of sources that were taken away, and when.
+    gone: HashMap<String, Instant>,
+}
 
-    /// The routes of `sources`. Paths are exact, and none ever redirects.
-    pub fn router(self: &Arc<Self>, sources: &[Arc<Source>]) -> Router {
-        let mut router = Router::new();
-        for source in sources {
-            router = router.route(source.path(), self.handler(source));
+/// For how long the path of a source that was taken away is answered with 503 instead of 404. A sender gives up at a 404, and
+/// replicas do not change their configs at the same moment.
+const GONE_FOR: Duration = Duration::from_secs(60);
+
+/// Where a request goes by its path.
+enum Found<'a> {
+    Source(&'a Arc<Source>),
+    Gone,
+    Nothing,
+}
+
+impl Generation {
+    /// Paths are exact.
+    fn find(&self, path: &str) -> Found<'_> {
+        match self.sources.get(path) {
+            Some(source) => Found::Source(source),
+            None if self.gone.get(path).is_some_and(|since| since.elapsed() < GONE_FOR) => Found::Gone,
+            None => Found::Nothing,
         }
+    }
+}
+
+impl Ingress {
+    /// An ingress that takes what `sources` send to `pipeline`.
+    pub fn new(pipeline: Arc<Pipeline>, sources: &[Arc<Source>], config: &ServerConfig) -> Arc<Self> {
+        let admission = Admission::new(config.max_in_flight as u64, config.max_in_flight_bytes.0);
+        let current = Generation { pipeline, sources: by_path(sources), gone: HashMap::new() };
+        Arc::new(Self { current: ArcSwap::from_pointee(current), admission, body_timeout: config.body_timeout })
+    }
+
+    /// Takes what `sources` send to `pipeline` from now on. Requests that have come already go on as they were.
+    pub fn replace(&self, pipeline: Arc<Pipeline>, sources: &[Arc<Source>]) {
+        let (before, sources, now) = (self.current.load_full(), by_path(sources), Instant::now());
+        let mut gone = before.gone.clone();
+        gone.extend(before.sources.keys().map(|path| (path.clone(), now)));
+        gone.retain(|path, since| !sources.contains_key(path) && since.elapsed() < GONE_FOR);
+        self.current.store(Arc::new(Generation { pipeline, sources, gone }));
+    }
+
+    /// The service of the public port. It never redirects.
+    pub fn router(self: &Arc<Self>) -> Router {
         let ingress = Arc::clone(self);
-        router.fallback(move || {
+        Router::new().fallback(move |request: Request| {
             let ingress = Arc::clone(&ingress);
-            async move { ingress.observed(None, async { Err(Rejection::UnknownPath) }).await }
+            async move { ingress.answer(request).await }
         })
     }
 
-    fn handler(self: &Arc<Self>, source: &Arc<Source>) -> MethodRouter<(), Infallible> {
-        let (ingress, source) = (Arc::clone(self), Arc::clone(source));
-        any(move |request: Request| {
-            let (ingress, source) = (Arc::clone(&ingress), Arc::clone(&source));
-            async move {
-                let mut response = ingress.observed(Some(source.id()), ingress.receive(&source, request)).await;
-                if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-                    respond::allow(&mut response, &source.handshake_methods());
-                }
-                response
-            }
-        })
+    async fn answer(&self, request: Request) -> Response {
+        let current = self.current.load_full();
+        let source = match current.find(request.uri().path()) {
+            Found::Source(source) => source,
+            Found::Gone => return observed(&current, None, async { Err(Rejection::Gone) }).await,
+            Found::Nothing => return observed(&current, None, async { Err(Rejection::UnknownPath) }).await,
+        };
+        let received = self.receive(&current.pipeline, source, request);
+        let mut response = observed(&current, Some(source.id()), received).await;
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+            respond::allow(&mut response, &source.handshake_methods());
+        }
+        response
     }
 
     /// Reads one request and takes it through the pipeline. The connection's [`auth::Peer`] is among its extensions.
     ///
     /// # Cancel safety
     /// When the client goes away, reading stops; once the body is complete the pipeline runs to its end regardless.
-    async fn receive(&self, source: &Arc<Source>, request: Request) -> Result<Response, Rejection> {
+    async fn receive(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        source: &Arc<Source>,
+        request: Request,
+    ) -> Result<Response, Rejection> {
         if request.method() != Method::POST && !source.handshake_methods().contains(request.method()) {
             return Err(Rejection::Method);
         }
@@ -92,7 +131,7 @@ impl Ingress {
             peer: head.extensions.remove().unwrap_or_default(),
             admitted,
         });
-        Ok(match self.pipeline.spawn(Arc::clone(source), request).await {
+        Ok(match pipeline.spawn(Arc::clone(source), request).await {
             Ok(Ok(Answered::Accepted(accepted))) => respond::accepted(&accepted, source.reply()),
             Ok(Ok(Answered::Handshake(reply))) => respond::handshake(&reply),
             Ok(Err(refused)) => respond::refused(&refused),
@@ -100,23 +139,27 @@ impl Ingress {
             Err(_) => respond::failed(),
         })
     }
+}
 
-    /// Runs `receive` and tells the observer about the request, also when the client goes away in the middle.
-    async fn observed(
-        &self,
-        source: Option<&SourceId>,
-        receive: impl Future<Output = Result<Response, Rejection>>,
-    ) -> Response {
-        let observer = &*self.pipeline.observer;
-        observer.observe(&Observation::RequestStarted);
-        let mut ending = Ending { observer, source, started: Instant::now(), status: CLIENT_GONE };
-        let response = receive.await.unwrap_or_else(|reason| {
-            observer.observe(&Observation::RequestRejected { source, reason });
-            respond::rejected(reason)
-        });
-        ending.status = response.status().as_u16();
-        response
-    }
+fn by_path(sources: &[Arc<Source>]) -> HashMap<String, Arc<Source>> {
+    sources.iter().map(|source| (source.path().to_owned(), Arc::clone(source))).collect()
+}
+
+/// Runs `receive` and tells the observer about the request, also when the client goes away in the middle.
+async fn observed(
+    generation: &Generation,
+    source: Option<&SourceId>,
+    receive: impl Future<Output = Result<Response, Rejection>>,
+) -> Response {
+    let observer = &*generation.pipeline.observer;
+    observer.observe(&Observation::RequestStarted);
+    let mut ending = Ending { observer, source, started: Instant::now(), status: CLIENT_GONE };
+    let response = receive.await.unwrap_or_else(|reason| {
+        observer.observe(&Observation::RequestRejected { source, reason });
+        respond::rejected(reason)
+    });
+    ending.status = response.status().as_u16();
+    response
 }
 
 /// What stands for a status when there was nobody left to answer; nginx's convention.

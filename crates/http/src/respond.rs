@@ -34,6 +34,7 @@ macro_rules! problems {
 
 problems! {
     NOT_FOUND = NOT_FOUND, "unknown-source", "no source has this path";
+    GONE = SERVICE_UNAVAILABLE, "source-removed", "the source with this path was removed a moment ago";
     METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED, "method-not-allowed", "events are sent by POST";
     BODY_TIMEOUT = REQUEST_TIMEOUT, "body-timeout", "the body did not arrive in time";
     TRUNCATED = BAD_REQUEST, "truncated-body", "the body ended before its announced length or is framed wrongly";
@@ -128,6 +129,7 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
     let mut response = problem(
         match rejection {
             Rejection::UnknownPath => &NOT_FOUND,
+            Rejection::Gone => &GONE,
             Rejection::Method => &METHOD_NOT_ALLOWED,
             Rejection::TooLarge => &TOO_LARGE,
             Rejection::ReadTimeout => &BODY_TIMEOUT,

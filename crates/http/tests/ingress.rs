@@ -51,7 +51,7 @@ impl Relay {
         let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
         let source =
             Source::compile(SourceId::new(0, "test"), &source, &config.max_body.into(), &mut resolve).expect("good");
-        let router = Ingress::new(Arc::clone(&pipeline), &config).router(&[Arc::new(source)]);
+        let router = Ingress::new(Arc::clone(&pipeline), &[Arc::new(source)], &config).router();
         let server = Server::bind(config.listen, Limits::from(&config), observer).expect("a free port");
         let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
         let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));

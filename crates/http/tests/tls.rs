@@ -128,7 +128,7 @@ fn start(scheme: &Value, tls: Option<Tls>, adjust: impl FnOnce(&mut ServerConfig
     let surroundings = Surroundings { auth, ..config.max_body.into() };
     let mut resolve = |_: &_| Err("no secrets here".to_owned());
     let source = Source::compile(SourceId::new(0, "test"), &source, &surroundings, &mut resolve).expect("good");
-    let router = Ingress::new(Arc::clone(&pipeline), &config).router(&[Arc::new(source)]);
+    let router = Ingress::new(Arc::clone(&pipeline), &[Arc::new(source)], &config).router();
     let server =
         Server::bind(config.listen, Limits::from(&config), observer).expect("a free port").with_tls(tls.clone());
     let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());

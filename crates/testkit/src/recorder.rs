@@ -89,6 +89,8 @@ impl fmt::Display for Line<'_> {
                 let (id, outcome) = (Or(event.map(|event| &event.id)), outcome.label());
                 write!(f, "event_finished source={source} event={id} outcome={outcome} cause={}", Or(*cause))
             }
+            Observation::ConfigReplaced { restart } => write!(f, "config_replaced restart={}", restart.join(",")),
+            Observation::ConfigKept { problems } => write!(f, "config_kept problems={problems}"),
             Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
             Observation::DedupOperated { operation, elapsed: _, error } => {
                 let reason = error.map(|error| error.reason);

@@ -83,6 +83,7 @@ pub struct DedupPolicy {
 const REMEMBERED_FOR_OTHERS: Duration = Duration::from_secs(60);
 
 /// Both tiers.
+#[derive(Clone)]
 pub struct Dedup {
     /// What this process knows.
     pub memory: Arc<Memory>,

@@ -27,6 +27,11 @@ pub(super) fn child<'a>(value: &'a Value, part: &str) -> Option<&'a Value> {
     }
 }
 
+/// The keys of a table.
+pub(super) fn keys(value: &Value) -> impl Iterator<Item = &String> {
+    value.as_dict().into_iter().flat_map(Dict::keys)
+}
+
 fn child_mut<'a>(value: &'a mut Value, part: &str) -> Option<&'a mut Value> {
     match value {
         Value::Dict(_, table) => table.get_mut(part),

@@ -34,6 +34,8 @@ pub(super) struct Health {
     /// Milliseconds after `begun`.
     last_tick: AtomicU64,
     sinks: Mutex<Vec<PartHealth>>,
+    /// Whether the config's file can be used.
+    config: Mutex<PartHealth>,
     /// The dedup store that replicas share, if they do. Readiness does not depend on it: hookgate answers without.
     dedup: Option<Mutex<PartHealth>>,
 }
@@ -45,18 +47,32 @@ struct PartHealth {
     ever_up: bool,
     cause: Option<String>,
     since: Instant,
+    /// Whether the config has it.
+    wanted: bool,
 }
 
 impl Health {
-    pub(super) fn new(sinks: &[SinkId], shares_dedup: bool) -> Self {
+    pub(super) fn new(shares_dedup: bool) -> Self {
         let begun = Instant::now();
         Self {
             begun,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             last_tick: AtomicU64::new(0),
-            sinks: Mutex::new(sinks.iter().map(|sink| PartHealth::new(sink.name(), begun)).collect()),
+            sinks: Mutex::default(),
+            config: Mutex::new(PartHealth { up: true, cause: None, ..PartHealth::new("config", begun) }),
             dedup: shares_dedup.then(|| Mutex::new(PartHealth::new("dedup", begun))),
+        }
+    }
+
+    /// `sinks` are those of the config; what is known of others does not matter any more.
+    pub(super) fn adopt(&self, sinks: &[SinkId]) {
+        let mut all = lock(&self.sinks);
+        for known in all.iter_mut() {
+            known.wanted = sinks.iter().any(|sink| sink.name() == known.name);
+        }
+        for sink in sinks.iter().filter(|sink| sink.index() >= all.len()).collect::<Vec<_>>() {
+            all.push(PartHealth::new(sink.name(), Instant::now()));
         }
     }
 
@@ -82,7 +98,9 @@ impl Health {
         let sinks = lock(&self.sinks);
         // What can be spooled can be accepted, whatever the sinks do.
         let spools = matches!(spool, Some(None));
-        let all_met = spools || sinks.iter().all(|sink| sink.ever_up) || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
+        let all_met = spools
+            || sinks.iter().all(|sink| sink.ever_up || !sink.wanted)
+            || self.begun.elapsed() > FIRST_CONTACT_LIMIT;
         let reason = if self.draining.load(Ordering::Acquire) {
             Some("draining")
         } else if !self.started.load(Ordering::Acquire) {
@@ -92,10 +110,11 @@ impl Health {
         } else {
             None
         };
-        let sinks = sinks.iter().map(PartHealth::show).collect();
+        let sinks = sinks.iter().filter(|sink| sink.wanted).map(PartHealth::show).collect();
+        let config = Some(lock(&self.config).show()).filter(|config| !config.up);
         let dedup = self.dedup.as_ref().map(|dedup| lock(dedup).show());
         let spool = spool.map(|cause| SpoolReadiness { up: cause.is_none(), cause });
-        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), sinks, dedup, spool }
+        Readiness { ready: reason.is_none(), reason, version: env!("CARGO_PKG_VERSION"), config, sinks, dedup, spool }
     }
 
     fn age_ms(&self) -> u64 {
@@ -119,7 +138,14 @@ fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl PartHealth {
     fn new(name: &str, since: Instant) -> Self {
-        Self { name: name.to_owned(), up: false, ever_up: false, cause: Some("not connected yet".to_owned()), since }
+        Self {
+            name: name.to_owned(),
+            up: false,
+            ever_up: false,
+            cause: Some("not connected yet".to_owned()),
+            since,
+            wanted: true,
+        }
     }
 
     fn set(&mut self, up: bool, cause: Option<String>) {
@@ -146,6 +172,8 @@ impl Observer for Health {
         match observation {
             Observation::SinkUp { sink } => self.set(sink, true, None),
             Observation::SinkDown { sink, cause } => self.set(sink, false, Some(cause.to_string())),
+            Observation::ConfigReplaced { .. } => lock(&self.config).set(true, None),
+            Observation::ConfigKept { problems } => lock(&self.config).set(false, Some(problems.to_string())),
             Observation::DedupStoreUp => self.set_dedup(true, None),
             Observation::DedupStoreDown { cause } => self.set_dedup(false, Some(cause.to_string())),
             _ => {}
@@ -160,7 +188,8 @@ mod tests {
     #[test]
     fn a_sink_that_was_reached_once_keeps_the_process_ready() {
         let sink = SinkId::new(0, "js");
-        let health = Health::new(std::slice::from_ref(&sink), true);
+        let health = Health::new(true);
+        health.adopt(std::slice::from_ref(&sink));
         assert_eq!(health.ready(None).reason, Some("starting"));
         health.started();
         assert!(!health.ready(None).ready, "not reached yet");
@@ -178,7 +207,8 @@ mod tests {
     #[test]
     fn a_spool_that_can_be_written_to_makes_ready_without_any_sink() {
         let sink = SinkId::new(0, "js");
-        let health = Health::new(std::slice::from_ref(&sink), false);
+        let health = Health::new(false);
+        health.adopt(std::slice::from_ref(&sink));
         health.started();
         assert!(health.ready(Some(None)).ready);
         let broken = health.ready(Some(Some("read-only".to_owned())));

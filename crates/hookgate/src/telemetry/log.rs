@@ -4,13 +4,17 @@
 
 use std::{
     io::IsTerminal,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use hookgate_core::{
     auth::AuthFailure,
-    event::SinkId,
+    event::{SinkId, SourceId},
     observe::{AttemptResult, Chain, DedupOperation, Observation, Observer, Outcome},
     sink::PublishError,
     spool::SpoolReason,
@@ -44,14 +48,10 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Log {
     begun: Instant,
-    /// For each sink and each result of an attempt.
-    failures: Vec<[Limiter; AttemptResult::ALL.len()]>,
-    /// For each source and each reason.
-    refusals: Vec<[Limiter; AuthFailure::ALL.len()]>,
-    /// For each source: some handshakes need no proof, so anybody can have them answered.
-    handshakes: Vec<Limiter>,
-    /// For each source.
-    mismatches: Vec<Limiter>,
+    /// At the index of each source.
+    sources: ArcSwap<Vec<Arc<SourceLimiters>>>,
+    /// At the index of each sink, for each result of an attempt.
+    failures: ArcSwap<Vec<Arc<[Limiter; AttemptResult::ALL.len()]>>>,
     /// For each operation on the dedup store.
     dedup: [Limiter; DedupOperation::ALL.len()],
     accept_failures: Limiter,
@@ -60,14 +60,27 @@ pub(super) struct Log {
     spool_notices: Limiter,
 }
 
+struct SourceLimiters {
+    /// For each reason.
+    refusals: [Limiter; AuthFailure::ALL.len()],
+    /// Some handshakes need no proof, so anybody can have them answered.
+    handshakes: Limiter,
+    mismatches: Limiter,
+}
+
+impl SourceLimiters {
+    fn new() -> Self {
+        let refusals = std::array::from_fn(|_| Limiter::default());
+        Self { refusals, handshakes: Limiter::default(), mismatches: Limiter::default() }
+    }
+}
+
 impl Log {
-    pub(super) fn new(sources: usize, sinks: usize) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             begun: Instant::now(),
-            failures: (0..sinks).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
-            refusals: (0..sources).map(|_| std::array::from_fn(|_| Limiter::default())).collect(),
-            handshakes: (0..sources).map(|_| Limiter::default()).collect(),
-            mismatches: (0..sources).map(|_| Limiter::default()).collect(),
+            sources: ArcSwap::default(),
+            failures: ArcSwap::default(),
             dedup: std::array::from_fn(|_| Limiter::default()),
             accept_failures: Limiter::default(),
             spool_failures: std::array::from_fn(|_| Limiter::default()),
@@ -75,9 +88,22 @@ impl Log {
         }
     }
 
+    /// Makes room for so many sources and sinks.
+    pub(super) fn adopt(&self, sources: usize, sinks: usize) {
+        let (mut all_sources, mut failures) = (self.sources.load().to_vec(), self.failures.load().to_vec());
+        all_sources.resize_with(sources.max(all_sources.len()), || Arc::new(SourceLimiters::new()));
+        failures.resize_with(sinks.max(failures.len()), || Arc::new(std::array::from_fn(|_| Limiter::default())));
+        self.sources.store(Arc::new(all_sources));
+        self.failures.store(Arc::new(failures));
+    }
+
+    fn source(&self, source: &SourceId) -> Arc<SourceLimiters> {
+        Arc::clone(&self.sources.load()[source.index()])
+    }
+
     fn publish_failed(&self, sink: &SinkId, error: &PublishError, required: bool) {
         let reason = AttemptResult::from(error.reason);
-        if let Some(suppressed) = self.failures[sink.index()][reason.index()].pass(self.begun.elapsed()) {
+        if let Some(suppressed) = self.failures.load()[sink.index()][reason.index()].pass(self.begun.elapsed()) {
             let (reason, error) = (reason.label(), Chain(error));
             tracing::warn!(%sink, reason, required, suppressed, %error, "an event could not be published");
         }
@@ -103,13 +129,13 @@ impl Observer for Log {
                 tracing::debug!(source, reason = reason.label(), "request refused");
             }
             Observation::SenderRefused { source, reason } => {
-                if let Some(suppressed) = self.refusals[source.index()][reason.index()].pass(self.begun.elapsed()) {
+                if let Some(suppressed) = self.source(source).refusals[reason.index()].pass(self.begun.elapsed()) {
                     let (reason, cause) = (reason.label(), reason.to_string());
                     tracing::warn!(%source, reason, cause, suppressed, "a request was refused: its sender is not verified");
                 }
             }
             Observation::HandshakeAnswered { source, status } => {
-                if let Some(suppressed) = self.handshakes[source.index()].pass(self.begun.elapsed()) {
+                if let Some(suppressed) = self.source(source).handshakes.pass(self.begun.elapsed()) {
                     tracing::info!(%source, status, suppressed, "a handshake was answered");
                 }
             }
@@ -139,7 +165,7 @@ impl Observer for Log {
             Observation::DedupStoreDown { cause } => tracing::warn!(%cause, "dedup store is down"),
             Observation::DedupStoreNotice { message } => tracing::warn!(message, "the dedup store is set up unwisely"),
             Observation::PayloadMismatch { event } => {
-                if let Some(suppressed) = self.mismatches[event.source.index()].pass(self.begun.elapsed()) {
+                if let Some(suppressed) = self.source(&event.source).mismatches.pass(self.begun.elapsed()) {
                     let (source, event_id) = (&event.source, event.id.as_str());
                     tracing::warn!(%source, event_id, suppressed, "an event has an id that was accepted with another body");
                 }
@@ -167,6 +193,14 @@ impl Observer for Log {
                 if let Some(suppressed) = self.spool_notices.pass(self.begun.elapsed()) {
                     tracing::warn!(%detail, suppressed, "{message}");
                 }
+            }
+            Observation::ConfigReplaced { restart: [] } => tracing::info!("a changed config is in use"),
+            Observation::ConfigReplaced { restart } => {
+                let keys = restart.join(", ");
+                tracing::warn!(keys, "a changed config is in use; these keys take effect at the next start");
+            }
+            Observation::ConfigKept { problems } => {
+                tracing::error!(%problems, "the changed config cannot be used; the one from before stays");
             }
             Observation::SecretReplaced { name } => tracing::info!(secret = name, "a changed secret is in use"),
             Observation::SecretKept { name, cause } => {

@@ -3,11 +3,11 @@
 
 use std::{
     ops::RangeInclusive,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
-use crate::spool::{self, LocalSpool, SinkSpool};
+use arc_swap::ArcSwap;
 use hookgate_core::{
     auth::{AuthFailure, Credential, Proof},
     dedup::StoreReason,
@@ -22,6 +22,8 @@ use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::spool::{self, LocalSpool, SinkSpool};
 
 /// Status codes that hookgate answers with, 499 standing for a client that was gone before its answer.
 const CODES: [u16; 16] = [200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 413, 422, 499, 500, 503, 504];
@@ -50,9 +52,12 @@ pub(super) struct Metrics {
 
 /// The handles of all series.
 struct Series {
-    /// The last one is for paths that are nobody's.
-    sources: Vec<SourceMetrics>,
-    sinks: Vec<SinkMetrics>,
+    /// Those of the config and of the ones before it, at their indices.
+    sources: ArcSwap<Vec<Arc<SourceMetrics>>>,
+    /// For paths that are nobody's.
+    unknown_source: Arc<SourceMetrics>,
+    /// As those of the sources.
+    sinks: ArcSwap<Vec<Arc<SinkMetrics>>>,
     connections: Gauge,
     connections_accepted: Counter,
     accept_failures: Counter,
@@ -66,6 +71,11 @@ struct Series {
     key_fetches_failed: Counter,
     draining: Gauge,
     spool_limit: Gauge,
+    config_replaced: Counter,
+    config_kept: Counter,
+    config_good: Gauge,
+    config_changed_at: Gauge,
+    restart_required: Gauge,
 }
 
 struct SourceMetrics {
@@ -136,8 +146,7 @@ struct ClientMetrics {
 }
 
 impl Metrics {
-    /// `sources` with everything that can verify their requests.
-    pub(super) fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], shares_dedup: bool) -> Self {
+    pub(super) fn new(shares_dedup: bool) -> Self {
         let buckets = |builder: PrometheusBuilder, name: &str, values| {
             builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), values).expect("the buckets are not empty")
         };
@@ -155,9 +164,26 @@ impl Metrics {
             describe();
             process.describe();
             gauge!("hookgate_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-            Series::new(sources, sinks, shares_dedup)
+            Series::new(shares_dedup)
         });
         Self { handle: recorder.handle(), recorder, process, series }
+    }
+
+    /// Makes the series of what a config has; those that are there already go on. `sources` with everything that can verify
+    /// their requests.
+    pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) {
+        metrics::with_local_recorder(&self.recorder, || {
+            let series = &self.series;
+            let (mut all_sources, mut all_sinks) = (series.sources.load().to_vec(), series.sinks.load().to_vec());
+            for (id, credentials) in sources {
+                place(&mut all_sources, id.index(), Arc::new(SourceMetrics::new(id.name(), credentials)));
+            }
+            for id in sinks.iter().skip(all_sinks.len()) {
+                place(&mut all_sinks, id.index(), Arc::new(SinkMetrics::new(id.name())));
+            }
+            series.sources.store(Arc::new(all_sources));
+            series.sinks.store(Arc::new(all_sinks));
+        });
     }
 
     pub(super) fn draining(&self) {
@@ -173,7 +199,7 @@ impl Metrics {
         if let Some(spool) = spool {
             self.series.spool_limit.set(spool.max_bytes() as f64);
             for state in spool.state() {
-                self.sink(state.sink).spool.set(&state);
+                self.sink(&state.sink).spool.set(&state);
             }
         }
         self.series.dedup_entries.set(dedup_entries as f64);
@@ -181,28 +207,40 @@ impl Metrics {
         self.handle.render()
     }
 
-    fn source(&self, source: Option<&SourceId>) -> &SourceMetrics {
-        let sources = &self.series.sources;
-        &sources[source.map_or(sources.len() - 1, SourceId::index)]
+    fn source(&self, source: Option<&SourceId>) -> Arc<SourceMetrics> {
+        let sources = self.series.sources.load();
+        Arc::clone(source.and_then(|source| sources.get(source.index())).unwrap_or(&self.series.unknown_source))
     }
 
-    fn sink(&self, sink: &SinkId) -> &SinkMetrics {
-        &self.series.sinks[sink.index()]
+    fn sink(&self, sink: &SinkId) -> Arc<SinkMetrics> {
+        Arc::clone(&self.series.sinks.load()[sink.index()])
+    }
+}
+
+/// Puts `new` at `index`, which is one of those that are there or the next.
+fn place<T>(all: &mut Vec<T>, index: usize, new: T) {
+    match all.get_mut(index) {
+        Some(old) => *old = new,
+        None => {
+            assert_eq!(index, all.len(), "names get their places one after the other");
+            all.push(new);
+        }
     }
 }
 
 impl Series {
-    fn new(sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], shares_dedup: bool) -> Self {
+    fn new(shares_dedup: bool) -> Self {
+        let reloads = |result| counter!("hookgate_config_reloads_total", "result" => result);
+        let config_good = gauge!("hookgate_config_last_reload_successful");
+        let config_changed_at = gauge!("hookgate_config_last_reload_timestamp_seconds");
+        config_good.set(1.0);
+        config_changed_at.set(now());
         let fetches = |result| counter!("hookgate_key_fetches_total", "result" => result);
         let check = |result: &DedupResult| counter!("hookgate_dedup_checks_total", "result" => result.label());
         Self {
-            sources: sources
-                .iter()
-                .map(|(id, credentials)| (id.name(), credentials.as_slice()))
-                .chain([(UNKNOWN_SOURCE, &[][..])])
-                .map(|(name, credentials)| SourceMetrics::new(name, credentials))
-                .collect(),
-            sinks: sinks.iter().map(|sink| SinkMetrics::new(sink.name())).collect(),
+            sources: ArcSwap::default(),
+            unknown_source: Arc::new(SourceMetrics::new(UNKNOWN_SOURCE, &[])),
+            sinks: ArcSwap::default(),
             connections: gauge!("hookgate_http_connections"),
             connections_accepted: counter!("hookgate_http_connections_accepted_total"),
             accept_failures: counter!("hookgate_http_accept_failures_total"),
@@ -215,6 +253,11 @@ impl Series {
             key_fetches_failed: fetches("error"),
             draining: gauge!("hookgate_draining"),
             spool_limit: gauge!("hookgate_spool_limit_bytes"),
+            config_replaced: reloads("ok"),
+            config_kept: reloads("error"),
+            config_good,
+            config_changed_at,
+            restart_required: gauge!("hookgate_config_restart_required"),
         }
     }
 }
@@ -341,7 +384,7 @@ impl SpoolMetrics {
         }
     }
 
-    fn set(&self, state: &SinkSpool<'_>) {
+    fn set(&self, state: &SinkSpool) {
         let SinkSpool { backlog, dead, .. } = state;
         self.bytes.set(backlog.bytes as f64);
         self.events.set(backlog.events as f64);
@@ -479,6 +522,16 @@ impl Observer for Metrics {
             Observation::SpoolSynced { sink, elapsed } => self.sink(sink).spool.sync_seconds.record(*elapsed),
             Observation::SpoolCorrupt { sink, .. } => self.sink(sink).spool.corrupt.increment(1),
             Observation::SecretReplaced { .. } => self.series.secrets_replaced.increment(1),
+            Observation::ConfigReplaced { restart } => {
+                self.series.config_replaced.increment(1);
+                self.series.config_good.set(1.0);
+                self.series.config_changed_at.set(now());
+                self.series.restart_required.set(if restart.is_empty() { 0.0 } else { 1.0 });
+            }
+            Observation::ConfigKept { .. } => {
+                self.series.config_kept.increment(1);
+                self.series.config_good.set(0.0);
+            }
             Observation::SinkNotice { .. }
             | Observation::SpoolNotice { .. }
             | Observation::DedupStoreNotice { .. }
@@ -493,6 +546,12 @@ fn now() -> f64 {
 }
 
 fn describe() {
+    describe_counter!("hookgate_config_reloads_total", "Changed configs by whether they could be put in place.");
+    describe_gauge!(
+        "hookgate_config_last_reload_successful",
+        "0 while the config's file has problems and an older one is in use."
+    );
+    describe_gauge!("hookgate_config_restart_required", "1 when a change of the config waits for a restart.");
     describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
     describe_counter!("hookgate_http_accept_failures_total", "Connections that could not be accepted.");
     describe_counter!("hookgate_http_requests_total", "Requests by source and status; 499 is a client that went away.");
@@ -550,6 +609,7 @@ fn describe() {
     describe_gauge!("hookgate_draining", "1 while the process shuts down.");
     describe_gauge!("hookgate_build_info", "1, with the version as a label.");
     let timestamp = |name: &'static str, what: &'static str| describe_gauge!(name, Unit::Seconds, what);
+    timestamp("hookgate_config_last_reload_timestamp_seconds", "When the config in use was put in place.");
     timestamp("hookgate_last_event_received_timestamp_seconds", "When a source's last event arrived.");
     timestamp("hookgate_sink_last_success_timestamp_seconds", "When a sink last acknowledged a message.");
     timestamp(
@@ -575,8 +635,8 @@ mod tests {
     #[test]
     fn every_series_exists_before_the_first_event() {
         let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
-        let metrics =
-            Metrics::new(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")], true);
+        let metrics = Metrics::new(true);
+        metrics.adopt(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")]);
         let page = metrics.render(0, None);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
@@ -600,8 +660,11 @@ mod tests {
     #[test]
     fn an_event_is_counted_where_it_belongs() {
         let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
-        let metrics = Metrics::new(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink), false);
+        let metrics = Metrics::new(false);
+        metrics.adopt(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink));
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
+        // What is counted goes on under another config.
+        metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[]);
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
         let page = metrics.render(1, None);

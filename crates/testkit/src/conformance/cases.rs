@@ -17,7 +17,10 @@ use hookgate_core::{
     observe::Chain,
     sink::{Position, PublishError, PublishErrorKind, PublishReason, Receipt},
 };
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{
+    task::{JoinHandle, coop::unconstrained},
+    time::Instant,
+};
 
 use super::{BadCredentials, Broker, Layer, Metadata, Stored, Verdict, Way};
 use crate::{
@@ -474,7 +477,8 @@ impl Way {
         let way = self.clone();
         let mut publish: Pin<Box<dyn Future<Output = _> + Send>> =
             Box::pin(async move { way.publish(&message, deadline).await });
-        match poll_fn(|context| Poll::Ready(publish.as_mut().poll(context))).await {
+        // Without tokio's budget, which would have some of many come back before they have begun.
+        match unconstrained(poll_fn(|context| Poll::Ready(publish.as_mut().poll(context)))).await {
             Poll::Ready(published) => tokio::spawn(std::future::ready(published)),
             Poll::Pending => tokio::spawn(publish),
         }
