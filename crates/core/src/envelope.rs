@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     auth::Authenticated,
-    event::{Event, EventId, EventKey, Fingerprint, SinkId, SourceId},
+    event::{Event, EventId, EventKey, Fingerprint, RequestFacts, SinkId, SourceId},
     limits::Admission,
     message::Message,
     route::{Ack, Leg},
@@ -144,6 +144,7 @@ pub fn decode(record: &Bytes, sink: &SinkId, sources: &[SourceId]) -> Result<Mes
         content_type: head.content_type.map(Cow::into_owned),
         content_encoding: head.content_encoding.map(Cow::into_owned),
         forwarded_headers: pairs(&head.headers),
+        request: RequestFacts::default(),
         trace,
         body,
         admitted,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method};
 use sha2::{Digest, Sha256};
 
 use crate::{limits::Admitted, trace::Trace};
@@ -160,6 +161,35 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+/// What rules can ask about an event's request. Empty for an event that comes from the spool: its rules are decided.
+#[derive(Clone, Default)]
+pub struct RequestFacts {
+    /// The method.
+    pub method: Method,
+    /// The path.
+    pub path: String,
+    /// All headers, credentials included.
+    headers: HeaderMap,
+}
+
+impl RequestFacts {
+    /// Those of a request.
+    pub fn new(method: Method, path: String, headers: HeaderMap) -> Self {
+        Self { method, path, headers }
+    }
+
+    /// A header's value, if there is one and it is text.
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+impl fmt::Debug for RequestFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestFacts").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 /// One webhook, read but not changed.
 #[derive(Debug, Clone)]
 pub struct Event {
@@ -189,6 +219,8 @@ pub struct Event {
     pub content_encoding: Option<String>,
     /// Headers of the sender that the config lists under `forward_headers`; names in lower case.
     pub forwarded_headers: Vec<(Arc<str>, String)>,
+    /// What else is known of its request.
+    pub request: RequestFacts,
     /// The sender's W3C trace context, if it sent a valid one.
     pub trace: Option<Trace>,
     /// The body, byte for byte.

@@ -20,8 +20,9 @@ use crate::{
     config::ByteLimit,
     event::SourceId,
     limits::Admission,
+    observe::RouteResult,
     preset::Preset,
-    route::{Routed, Router},
+    route::{Routed, Router, RuleLook},
     secret::{self, SecretRef},
     sink::Target,
     source::{Source, SourceConfig, Surroundings},
@@ -101,7 +102,9 @@ pub struct Verdict {
     pub r#type: Option<String>,
     /// The event's attributes.
     pub attributes: BTreeMap<String, String>,
-    /// The routes that hold.
+    /// What each rule makes of it, and by which values.
+    pub rules: Vec<RuleLook>,
+    /// The routes that it goes by.
     pub routes: Vec<String>,
     /// Where it would go, as rendered.
     pub destinations: Vec<Destination>,
@@ -196,9 +199,12 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
         verdict.status = reply.status;
     }
     let Some(router) = router else { return verdict };
-    match router.plan(&event) {
+    verdict.rules = router.look(&event);
+    let decision = router.plan(&event);
+    let taking = |(_, result): &&(_, RouteResult)| *result == RouteResult::Matched;
+    verdict.routes = decision.routes.iter().filter(taking).map(|(route, _)| route.to_string()).collect();
+    match decision.routed {
         Routed::To(plan) => {
-            verdict.routes = router.matching(&event);
             let destination = |leg: &crate::route::Leg| Destination {
                 sink: leg.sink.name().to_owned(),
                 target: (leg.target != Target::Whole).then(|| leg.target.to_string()),

@@ -54,8 +54,8 @@ pub enum Value<'a> {
     Bool(bool),
     /// `null`.
     Null,
-    /// An object or an array: present, but nothing to use as text.
-    Composite,
+    /// An object or an array, as it was written: present, but nothing to use as text.
+    Composite(&'a str),
 }
 
 impl Value<'_> {
@@ -66,7 +66,7 @@ impl Value<'_> {
             Self::Number(text) => Some(text),
             Self::Bool(true) => Some("true"),
             Self::Bool(false) => Some("false"),
-            Self::Null | Self::Composite => None,
+            Self::Null | Self::Composite(_) => None,
         }
     }
 }
@@ -201,10 +201,10 @@ impl<'a> DeserializeSeed<'a> for Walk<'_, '_, 'a> {
             Some(b't') => Value::Bool(true),
             Some(b'f') => Value::Bool(false),
             Some(b'n') => Value::Null,
-            Some(b'{' | b'[') => Value::Composite,
+            Some(b'{' | b'[') => Value::Composite(raw),
             _ => Value::Number(raw),
         };
-        let composite = value == Value::Composite;
+        let composite = matches!(value, Value::Composite(_));
         self.found.borrow_mut().values[slot] = Some(value);
         if composite && !self.node.children.is_empty() {
             // Only a path that is watched itself and has watched paths below it is read a second time.
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn a_path_and_one_below_it_are_both_watched() {
         let found = read(&["/a", "/a/b"], br#"{"a":{"b":2}}"#).expect("valid");
-        assert_eq!(found, [Some(Value::Composite), Some(Value::Number("2"))]);
+        assert_eq!(found, [Some(Value::Composite(r#"{"b":2}"#)), Some(Value::Number("2"))]);
         let found = read(&["/a", "/a/b"], br#"{"a":7}"#).expect("valid");
         assert_eq!(found, [Some(Value::Number("7")), None]);
     }

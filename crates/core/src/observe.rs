@@ -110,6 +110,13 @@ pub enum Observation<'a> {
         /// What went wrong, if anything did.
         cause: Option<&'a (dyn fmt::Display + Sync)>,
     },
+    /// A route had something to do with an event.
+    RouteDecided {
+        /// The route's name.
+        route: &'a str,
+        /// What.
+        result: RouteResult,
+    },
     /// The dedup memory was asked.
     DedupChecked {
         /// What it knew.
@@ -340,6 +347,20 @@ labels! {
         InFlightLimit => "inflight_limit",
         /// Too many body bytes in flight.
         Memory => "memory",
+    }
+}
+
+labels! {
+    /// What a route had to do with an event.
+    RouteResult {
+        /// Its rule held: the event goes to its destinations.
+        Matched => "matched",
+        /// Its rule held, and it says to drop such events.
+        Dropped => "dropped",
+        /// Its rule held, and the event is not in its sample.
+        NotSampled => "not_sampled",
+        /// Its rule looked at something that the event does not have.
+        Incomplete => "incomplete",
     }
 }
 

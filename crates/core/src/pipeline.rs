@@ -19,7 +19,7 @@ use crate::{
     message::Message,
     observe::{AttemptResult, Chain, Observation, Observer, Outcome},
     publisher::Publisher,
-    route::{Ack, Plan, Routed, Router},
+    route::{Ack, Decision, Plan, Routed, Router},
     sink::{PublishError, PublishErrorKind, Receipt},
     source::Source,
     spool::{Shelf, Spool, SpoolError, SpoolReason, Ticket},
@@ -105,7 +105,11 @@ impl Pipeline {
         event: &Arc<Authenticated<Event>>,
         deadline: Deadline,
     ) -> Result<Taken, Refused> {
-        match self.router.plan(event) {
+        let Decision { routed, routes } = self.router.plan(event);
+        for (route, result) in &routes {
+            self.observer.observe(&Observation::RouteDecided { route, result: *result });
+        }
+        match routed {
             Routed::To(plan) => self.deliver(source, event, &plan, deadline).await,
             Routed::Drop(dropped) => Ok(Taken::Accepted(dropped.accept(event))),
             Routed::Reject => Err(Refused::Unrouted),

@@ -61,7 +61,7 @@
 #![doc = include_str!("proofs.scaffold")]
 //! let event = event();
 //! // Earned:
-//! let Routed::To(plan) = router().plan(&event) else { unreachable!() };
+//! let Routed::To(plan) = router().plan(&event).routed else { unreachable!() };
 //! # let _: Plan = plan;
 //! ```
 //! ```compile_fail,E0451

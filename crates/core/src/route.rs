@@ -1,18 +1,23 @@
 //! Which events go where: rules, evaluated without I/O, to a plan that is never empty.
 
-mod condition;
+mod rule;
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use self::condition::Condition;
+use self::rule::{Facts, Held, JsonPaths, Rule};
 use crate::{
     auth::Authenticated,
     config::{self, Problem},
     event::{Event, EventKey, SinkId},
     handoff::{Accepted, AcceptedAs},
     message::Message,
+    observe::RouteResult,
     sink::{Addressing, Target},
     template::{Grammar, Template},
 };
@@ -24,16 +29,27 @@ pub struct RouteConfig {
     /// Told in logs and in each message's `hookgate-route`. Default: `route-<n>`, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Which events; a CEL expression. For now equalities over `source`, `type` and `attr.<name>`, joined by `&&`.
-    /// Default: all events.
+    /// Which events; a CEL expression over `source`, `type`, `attr`, `headers`, `method`, `path`, `content_type`, `body_size` and
+    /// `json`. An event that lacks what it looks at does not match. Default: all events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
+    /// Which part of those events, from above 0 to 1. Default: 1, all. The id decides, so that a repeat fares as the first did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<f64>,
+    /// Whether routes that come later are passed over for the events of this one. Default: `false`; all matching routes count.
+    #[serde(default, rename = "final", deserialize_with = "config::flag", skip_serializing_if = "std::ops::Not::not")]
+    pub is_final: bool,
+    /// Whether these events are wanted nowhere, instead of `to`: they are answered 200, unless another route takes them.
+    /// Default: `false`.
+    #[serde(default, deserialize_with = "config::flag", skip_serializing_if = "std::ops::Not::not")]
+    pub drop: bool,
     /// What an answer of 2xx waits for. Default: `"broker"`, each required destination's acknowledgement; the spool steps in
     /// where one does not come in time. With `"spool"` it is the spool's fsync, and the event is published afterwards: for
     /// senders that cannot wait for a slow broker.
     #[serde(default)]
     pub ack: Ack,
     /// Where they go; every destination of every matching route gets the event.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<DestinationConfig>,
 }
 
@@ -169,14 +185,23 @@ impl Plan {
     }
 }
 
-/// What the router decided about an event.
+/// What the router decided about an event, and what each route that it concerns had to do with it.
+#[derive(Debug)]
+pub struct Decision {
+    /// Where it goes.
+    pub routed: Routed,
+    /// By route; those that simply did not match are left out.
+    pub routes: Vec<(Arc<str>, RouteResult)>,
+}
+
+/// Where an event goes.
 #[derive(Debug)]
 pub enum Routed {
     /// It goes to these destinations.
     To(Plan),
     /// No route takes it and the config says to refuse it.
     Reject,
-    /// No route takes it and the config says to drop it.
+    /// No route takes it, or one that says so drops it.
     Drop(Dropped),
 }
 
@@ -195,14 +220,52 @@ impl Dropped {
 #[derive(Debug)]
 pub struct Router {
     routes: Vec<Route>,
+    /// For each source that a rule names, the places of the routes that can be for it.
+    by_source: HashMap<String, Candidates>,
+    /// The same, for every other source.
+    for_others: Candidates,
+    json: JsonPaths,
     unrouted: Unrouted,
 }
 
 #[derive(Debug)]
 struct Route {
     name: Arc<str>,
-    when: Condition,
+    when: Rule,
+    /// What a hash of the event's key must be below.
+    sample: Option<u64>,
+    is_final: bool,
+    drop: bool,
     to: Vec<Destination>,
+}
+
+/// Routes that can be for the events of one source, so that the others cost them nothing.
+#[derive(Debug, Default)]
+struct Candidates {
+    places: Vec<usize>,
+    /// Whether one of them reads the body.
+    reads_json: bool,
+}
+
+impl Candidates {
+    fn of(routes: &[Route], source: Option<&str>) -> Self {
+        let can_be = |route: &&Route| route.when.source().is_none() || route.when.source() == source;
+        let reads_json = routes.iter().filter(can_be).any(|route| route.when.reads_json());
+        let places = routes.iter().enumerate().filter(|(_, route)| can_be(route)).map(|(place, _)| place).collect();
+        Self { places, reads_json }
+    }
+}
+
+impl Route {
+    /// Whether `event` is in the sample of this route. Another one's is another part of the events.
+    fn samples(&self, event: &Event) -> bool {
+        self.sample.is_none_or(|below| {
+            let mut hash = Sha256::new();
+            hash.update(&*self.name);
+            hash.update(event.key.as_bytes());
+            u64::from_be_bytes(hash.finalize()[..8].try_into().expect("a hash has 32 bytes")) < below
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -246,6 +309,17 @@ impl TargetTemplate {
     }
 }
 
+/// What a rule makes of an event.
+#[derive(Debug, Clone, Serialize)]
+pub struct RuleLook {
+    /// The route's name.
+    pub route: String,
+    /// Whether it holds; `None` when something that it looks at is not there, so that it does not.
+    pub held: Option<bool>,
+    /// What it looks at, by its name in CEL.
+    pub values: BTreeMap<String, Option<String>>,
+}
+
 /// The names that rules and destinations may use.
 #[derive(Debug)]
 pub struct Names<'a> {
@@ -264,17 +338,28 @@ impl Router {
     /// Every problem found; keys are those of the whole config.
     pub fn compile(routes: &[RouteConfig], unrouted: &UnroutedConfig, names: &Names<'_>) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let mut compiled = Vec::new();
+        let (mut compiled, mut json) = (Vec::new(), JsonPaths::default());
         for (place, route) in routes.iter().enumerate() {
             let key = format!("routes[{place}]");
-            let when = route.when.as_deref().map_or(Ok(Condition::always()), |text| Condition::parse(text, names));
+            let when = route.when.as_deref();
+            let when = when.map_or(Ok(Rule::always()), |text| Rule::compile(text, names, &mut json));
             let when = when.map_err(|message| problems.push(Problem::new(format!("{key}.when"), message)));
+            problems.extend(check_route(route).into_iter().map(|problem| problem.within(&key)));
             let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
-            let to = compile_destinations(&format!("{key}.to"), &name, route.ack, &route.to, names, &mut problems);
+            let to = match route.drop {
+                true => Vec::new(),
+                false => compile_destinations(&format!("{key}.to"), &name, route.ack, &route.to, names, &mut problems),
+            };
             if let Ok(when) = when {
-                compiled.push(Route { name: name.as_str().into(), when, to });
+                // Nothing below 2^64 is left out.
+                let sample = route.sample.filter(|part| *part < 1.0).map(|part| (part * 2_f64.powi(64)) as u64);
+                let (name, is_final, drop) = (name.as_str().into(), route.is_final, route.drop);
+                compiled.push(Route { name, when, sample, is_final, drop, to });
             }
         }
+        let named = compiled.iter().filter_map(|route: &Route| route.when.source());
+        let by_source = named.map(|name| (name.to_owned(), Candidates::of(&compiled, Some(name)))).collect();
+        let for_others = Candidates::of(&compiled, None);
         let unrouted = match &unrouted.action {
             UnroutedAction::Reject => Unrouted::Reject,
             UnroutedAction::Drop => Unrouted::Drop,
@@ -287,12 +372,30 @@ impl Router {
                 &mut problems,
             )),
         };
-        if problems.is_empty() { Ok(Self { routes: compiled, unrouted }) } else { Err(problems) }
+        match problems.is_empty() {
+            true => Ok(Self { routes: compiled, by_source, for_others, json, unrouted }),
+            false => Err(problems),
+        }
     }
 
-    /// The names of the routes that hold for `event`.
-    pub fn matching(&self, event: &Authenticated<Event>) -> Vec<String> {
-        self.routes.iter().filter(|route| route.when.holds(event)).map(|route| route.name.to_string()).collect()
+    /// The names of all routes.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.routes.iter().map(|route| &route.name)
+    }
+
+    /// What each rule makes of `event`, and the values that it looks at, whether it is reached or not.
+    pub fn look(&self, event: &Authenticated<Event>) -> Vec<RuleLook> {
+        let facts = Facts::with_json(event, &self.json);
+        let look = |route: &Route| RuleLook {
+            route: route.name.to_string(),
+            held: match route.when.holds(&facts) {
+                Held::Yes => Some(true),
+                Held::No => Some(false),
+                Held::Incomplete => None,
+            },
+            values: route.when.looks_at(&facts),
+        };
+        self.routes.iter().map(look).collect()
     }
 
     /// An example of each place in `sink` that events are sent to, with an `x` for each value of an event.
@@ -313,12 +416,38 @@ impl Router {
     }
 
     /// The destinations of `event`: those of every route that holds, each once.
-    pub fn plan(&self, event: &Authenticated<Event>) -> Routed {
-        let mut legs: Vec<Leg> = Vec::new();
-        for route in self.routes.iter().filter(|route| route.when.holds(event)) {
-            add_legs(&mut legs, &route.to, event);
+    pub fn plan(&self, event: &Authenticated<Event>) -> Decision {
+        let candidates = self.by_source.get(event.source.name()).unwrap_or(&self.for_others);
+        let facts = match candidates.reads_json {
+            true => Facts::with_json(event, &self.json),
+            false => Facts::of(event),
+        };
+        let (mut legs, mut routes) = (Vec::new(), Vec::new());
+        for route in candidates.places.iter().map(|place| &self.routes[*place]) {
+            let result = match route.when.holds(&facts) {
+                Held::No => continue,
+                Held::Incomplete => RouteResult::Incomplete,
+                Held::Yes if !route.samples(event) => RouteResult::NotSampled,
+                Held::Yes if route.drop => RouteResult::Dropped,
+                Held::Yes => RouteResult::Matched,
+            };
+            routes.push((Arc::clone(&route.name), result));
+            if matches!(result, RouteResult::Matched | RouteResult::Dropped) {
+                add_legs(&mut legs, &route.to, event);
+                if route.is_final {
+                    break;
+                }
+            }
         }
+        let routed = self.routed(legs, &routes, event);
+        Decision { routed, routes }
+    }
+
+    fn routed(&self, mut legs: Vec<Leg>, routes: &[(Arc<str>, RouteResult)], event: &Authenticated<Event>) -> Routed {
         if legs.is_empty() {
+            if routes.iter().any(|(_, result)| matches!(result, RouteResult::Dropped | RouteResult::NotSampled)) {
+                return Routed::Drop(Dropped(()));
+            }
             match &self.unrouted {
                 Unrouted::Reject => return Routed::Reject,
                 Unrouted::Drop => return Routed::Drop(Dropped(())),
@@ -331,6 +460,17 @@ impl Router {
         }
         Routed::To(Plan { event: event.key, legs })
     }
+}
+
+/// What is wrong with a route beside its rule and its destinations.
+fn check_route(route: &RouteConfig) -> Option<Problem> {
+    if route.drop && !route.to.is_empty() {
+        return Some(Problem::new("drop", "is true, and there are destinations in \"to\"; leave one of them out"));
+    }
+    if route.sample.is_some_and(|part| !(part > 0.0 && part <= 1.0)) {
+        return Some(Problem::new("sample", "is a part of the events, above 0 and at most 1"));
+    }
+    None
 }
 
 /// Adds what is not there yet; a destination that one route requires is required.

@@ -13,7 +13,7 @@ use crate::{
     auth::{self, AuthFailure, Authenticated, Draft, Request, SnsRequest, Unverified, Verifier, VerifyConfig},
     config::{self, ByteLimit, OneOrMany, Problem},
     dedup::{DedupPolicy, OnOutage, SourceDedupConfig},
-    event::{Event, EventKey, Fingerprint, SourceId},
+    event::{Event, EventKey, Fingerprint, RequestFacts, SourceId},
     handshake::{ChallengeConfig, HandshakeReply, Handshakes, Origins, WebhookRate},
     identity::{FieldRef, IdCandidate, Identity, Malformed, MissingId, TypeRule},
     preset::{PRESETS, Preset},
@@ -371,6 +371,7 @@ impl Source {
                 content_encoding: text(&request.headers, &header::CONTENT_ENCODING),
                 forwarded_headers: self.forwarded(&request.headers),
                 trace: Trace::from_headers(&request.headers),
+                request: RequestFacts::new(request.method, request.path, request.headers),
                 body: request.body,
                 admitted: request.admitted,
             })

@@ -15,7 +15,7 @@ use clap::Args;
 use hookgate_core::{
     explain::{self, Record, Verdict},
     limits::Deadline,
-    route::Router,
+    route::{Router, RuleLook},
     source::Source,
 };
 use hookgate_http::{Fetcher, OutboundConfig, capture};
@@ -256,6 +256,20 @@ fn for_people(verdict: &Verdict) -> String {
     line("type", verdict.r#type.clone());
     for (name, value) in &verdict.attributes {
         line("attribute", Some(format!("{name} = {value}")));
+    }
+    for RuleLook { route, held, values } in &verdict.rules {
+        let held = match held {
+            Some(true) => "holds",
+            Some(false) => "does not hold",
+            None => "does not hold: something that it looks at is missing",
+        };
+        let value = |(name, value): (&String, &Option<String>)| match value {
+            Some(value) => format!("{name} = {value:?}"),
+            None => format!("{name} is missing"),
+        };
+        let values: Vec<String> = values.iter().map(value).collect();
+        let because = if values.is_empty() { String::new() } else { format!(" ({})", values.join(", ")) };
+        line("rule", Some(format!("{route} {held}{because}")));
     }
     line("routes", Some(verdict.routes.join(", ")));
     for destination in &verdict.destinations {

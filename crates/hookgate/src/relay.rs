@@ -145,7 +145,8 @@ impl Relay {
         let Parts { sources, router, .. } = assemble::prepare(&config, &ids, &self.fixed.secrets)?;
         let sinks: Vec<SinkId> = config.sinks.keys().map(|name| ids.sink(name)).collect();
         // What is observed must have its place before anything can happen.
-        self.fixed.telemetry.adopt(&ids, &sources, &sinks);
+        let routes: Vec<_> = router.names().cloned().collect();
+        self.fixed.telemetry.adopt(&ids, &sources, &sinks, &routes);
         if let Some(spool) = self.fixed.spool.clone() {
             let all = ids.sinks().to_vec();
             tokio::task::spawn_blocking(move || spool.adopt(&all)).await.context("open the spool")??;
@@ -158,7 +159,7 @@ impl Relay {
             }
             Err(error) => {
                 let before: Vec<_> = self.config.sinks.keys().map(|name| self.ids.sink(name)).collect();
-                self.fixed.telemetry.adopt(&self.ids, &[], &before);
+                self.fixed.telemetry.adopt(&self.ids, &[], &before, &[]);
                 return Err(error.into());
             }
         };

@@ -62,7 +62,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let (ids, secrets) = (Ids::of(&config), Secrets::default());
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
     let telemetry = Telemetry::new(config.dedup.redis.is_some());
-    telemetry.adopt(&ids, &parts.sources, ids.sinks());
+    let routes: Vec<_> = parts.router.names().cloned().collect();
+    telemetry.adopt(&ids, &parts.sources, ids.sinks(), &routes);
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;

@@ -54,11 +54,11 @@ impl Telemetry {
     }
 
     /// Gets ready to observe what a config has. `sinks` are those of the config, each after all whose places are before its own.
-    pub(crate) fn adopt(&self, ids: &Ids, sources: &[Arc<Source>], sinks: &[SinkId]) {
+    pub(crate) fn adopt(&self, ids: &Ids, sources: &[Arc<Source>], sinks: &[SinkId], routes: &[Arc<str>]) {
         let mut credentials: Vec<_> =
             sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
         credentials.sort_by_key(|(id, _)| id.index());
-        self.metrics.adopt(&credentials, ids.sinks());
+        self.metrics.adopt(&credentials, ids.sinks(), routes);
         self.log.adopt(ids.sources().len(), ids.sinks().len());
         self.health.adopt(sinks);
     }

@@ -214,7 +214,7 @@ impl TestEvent {
         let sinks = [SinkDeclaration { id: sink.clone(), addressing }];
         let router = self.router(&sinks, &json!([{ "name": self.route, "to": to }]));
         let event = self.event();
-        let Routed::To(plan) = router.plan(&event) else { panic!("the route takes every event") };
+        let Routed::To(plan) = router.plan(&event).routed else { panic!("the route takes every event") };
         plan.messages(&event).collect()
     }
 

@@ -91,6 +91,9 @@ impl fmt::Display for Line<'_> {
             }
             Observation::ConfigReplaced { restart } => write!(f, "config_replaced restart={}", restart.join(",")),
             Observation::ConfigKept { problems } => write!(f, "config_kept problems={problems}"),
+            Observation::RouteDecided { route, result } => {
+                write!(f, "route_decided route={route} result={}", result.label())
+            }
             Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
             Observation::DedupOperated { operation, elapsed: _, error } => {
                 let reason = error.map(|error| error.reason);

@@ -217,6 +217,7 @@ impl Observer for Log {
             | Observation::RequestFinished { .. }
             | Observation::SenderVerified { .. }
             | Observation::EventReceived { .. }
+            | Observation::RouteDecided { .. }
             | Observation::DedupChecked { .. }
             | Observation::DedupOperated { error: None, .. }
             | Observation::SinkClient { .. }

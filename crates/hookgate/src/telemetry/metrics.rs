@@ -2,6 +2,7 @@
 //! every handle is kept, so that an event costs additions and no label formatting.
 
 use std::{
+    collections::HashMap,
     ops::RangeInclusive,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
@@ -14,7 +15,7 @@ use hookgate_core::{
     event::{SinkId, SourceId},
     observe::{
         AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection,
-        ReplayResult,
+        ReplayResult, RouteResult,
     },
     spool::SpoolReason,
 };
@@ -58,6 +59,8 @@ struct Series {
     unknown_source: Arc<SourceMetrics>,
     /// As those of the sources.
     sinks: ArcSwap<Vec<Arc<SinkMetrics>>>,
+    /// Those of the config, by their names.
+    routes: ArcSwap<HashMap<Arc<str>, Vec<Counter>>>,
     connections: Gauge,
     connections_accepted: Counter,
     accept_failures: Counter,
@@ -171,7 +174,7 @@ impl Metrics {
 
     /// Makes the series of what a config has; those that are there already go on. `sources` with everything that can verify
     /// their requests.
-    pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId]) {
+    pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], routes: &[Arc<str>]) {
         metrics::with_local_recorder(&self.recorder, || {
             let series = &self.series;
             let (mut all_sources, mut all_sinks) = (series.sources.load().to_vec(), series.sinks.load().to_vec());
@@ -183,6 +186,11 @@ impl Metrics {
             }
             series.sources.store(Arc::new(all_sources));
             series.sinks.store(Arc::new(all_sinks));
+            let count = |route: &Arc<str>, result: &RouteResult| counter!("hookgate_route_events_total", "route" => route.to_string(), "result" => result.label());
+            let counters = |route: &Arc<str>| RouteResult::ALL.iter().map(|result| count(route, result)).collect();
+            let mut all_routes = HashMap::clone(&series.routes.load());
+            all_routes.extend(routes.iter().map(|route| (Arc::clone(route), counters(route))));
+            series.routes.store(Arc::new(all_routes));
         });
     }
 
@@ -241,6 +249,7 @@ impl Series {
             sources: ArcSwap::default(),
             unknown_source: Arc::new(SourceMetrics::new(UNKNOWN_SOURCE, &[])),
             sinks: ArcSwap::default(),
+            routes: ArcSwap::default(),
             connections: gauge!("hookgate_http_connections"),
             connections_accepted: counter!("hookgate_http_connections_accepted_total"),
             accept_failures: counter!("hookgate_http_accept_failures_total"),
@@ -466,6 +475,11 @@ impl Observer for Metrics {
                     metrics.end_to_end.record(*elapsed);
                 }
             }
+            Observation::RouteDecided { route, result } => {
+                if let Some(counters) = self.series.routes.load().get(*route) {
+                    counters[result.index()].increment(1);
+                }
+            }
             Observation::DedupChecked { result } => self.series.dedup_checks[result.index()].increment(1),
             Observation::DedupOperated { .. } | Observation::DedupStoreUp | Observation::DedupStoreDown { .. } => {
                 if let Some(store) = &self.series.dedup_store {
@@ -546,6 +560,10 @@ fn now() -> f64 {
 }
 
 fn describe() {
+    describe_counter!(
+        "hookgate_route_events_total",
+        "What routes had to do with events; those that did not match are not counted."
+    );
     describe_counter!("hookgate_config_reloads_total", "Changed configs by whether they could be put in place.");
     describe_gauge!(
         "hookgate_config_last_reload_successful",
@@ -636,7 +654,11 @@ mod tests {
     fn every_series_exists_before_the_first_event() {
         let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
         let metrics = Metrics::new(true);
-        metrics.adopt(&[(SourceId::new(0, "openclaw"), vec![credential])], &[SinkId::new(0, "events")]);
+        metrics.adopt(
+            &[(SourceId::new(0, "openclaw"), vec![credential])],
+            &[SinkId::new(0, "events")],
+            &["all".into()],
+        );
         let page = metrics.render(0, None);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
@@ -651,6 +673,7 @@ mod tests {
             r#"hookgate_dedup_store_errors_total{reason="timeout"} 0"#,
             r#"hookgate_dedup_payload_mismatch_total{source="openclaw"} 0"#,
             r#"hookgate_sink_up{sink="events"} 0"#,
+            r#"hookgate_route_events_total{route="all",result="incomplete"} 0"#,
             r#"hookgate_event_end_to_end_seconds_count{source="openclaw",path="direct"} 0"#,
         ] {
             assert!(page.contains(series), "{series} is missing in:\n{page}");
@@ -661,10 +684,10 @@ mod tests {
     fn an_event_is_counted_where_it_belongs() {
         let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
         let metrics = Metrics::new(false);
-        metrics.adopt(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink));
+        metrics.adopt(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink), &[]);
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         // What is counted goes on under another config.
-        metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[]);
+        metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[], &[]);
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
         let page = metrics.render(1, None);
