@@ -21,6 +21,7 @@ mod redis_faults;
 mod relay;
 mod reload;
 mod replicas;
+mod routing;
 mod secrets;
 mod shutdown;
 mod spool;

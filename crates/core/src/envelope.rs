@@ -17,6 +17,7 @@ use crate::{
     event::{Event, EventId, EventKey, Fingerprint, RequestFacts, SinkId, SourceId},
     limits::Admission,
     message::Message,
+    redact::Redacted,
     route::{Ack, Leg},
     sink::Target,
     trace::Trace,
@@ -64,6 +65,9 @@ struct Head<'a> {
     route: Cow<'a, str>,
     target: Cow<'a, Target>,
     shares_sink: bool,
+    /// What was taken out of the body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    redacted: Option<Cow<'a, str>>,
 }
 
 /// `message` as a record.
@@ -90,12 +94,13 @@ pub fn encode(message: &Message) -> Bytes {
         route: (&*leg.route).into(),
         target: Cow::Borrowed(&leg.target),
         shares_sink: leg.shares_sink,
+        redacted: leg.redacted.as_ref().map(|redacted| redacted.pointers.as_str().into()),
     };
     let mut record = vec![VERSION, 0, 0, 0, 0];
     serde_json::to_writer(&mut record, &head).expect("text, numbers and lists of them are JSON, and memory takes them");
     let head_bytes = u32::try_from(record.len() - PREFIX_BYTES).expect("headers and attributes are far below 4 GiB");
     record[1..PREFIX_BYTES].copy_from_slice(&head_bytes.to_le_bytes());
-    record.extend_from_slice(&event.body);
+    record.extend_from_slice(message.body());
     record.into()
 }
 
@@ -157,6 +162,7 @@ pub fn decode(record: &Bytes, sink: &SinkId, sources: &[SourceId]) -> Result<Mes
         required: true,
         ack: Ack::Broker,
         shares_sink: head.shares_sink,
+        redacted: head.redacted.map(|pointers| Redacted { body: event.body.clone(), pointers: pointers.into_owned() }),
     };
     Ok(Message { event: Arc::new(Authenticated::from_spool(event)), leg })
 }

@@ -19,6 +19,7 @@ use crate::{
     auth::{AuthFailure, Peer, Proof, Request, SchemeConfig, SnsRequest, Tolerance, Unverified, VerifyConfig},
     config::ByteLimit,
     event::SourceId,
+    identity::Malformed,
     limits::Admission,
     observe::RouteResult,
     preset::Preset,
@@ -122,6 +123,9 @@ pub struct Destination {
     pub key: Option<String>,
     /// Whether the answer depends on it.
     pub required: bool,
+    /// What is taken out of the body, where something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redacted: Option<String>,
 }
 
 impl Verdict {
@@ -213,8 +217,13 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
                     Target::Whole | Target::Subject(_) | Target::Exchange { .. } => None,
                 },
                 required: leg.required,
+                redacted: leg.redacted.as_ref().map(|redacted| redacted.pointers.clone()),
             };
             verdict.destinations = plan.legs().iter().map(destination).collect();
+        }
+        Routed::Unredactable(error) => {
+            (verdict.status, verdict.reason) = (400, Some("malformed_event"));
+            verdict.detail = Some(Malformed::NotRedactable(error).to_string());
         }
         Routed::Reject => (verdict.status, verdict.reason) = (422, Some("unrouted")),
         Routed::Drop(_) => verdict.reason = Some("dropped"),

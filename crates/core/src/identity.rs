@@ -23,6 +23,9 @@ pub enum Malformed {
     /// A header that the event id is read from was sent more than once.
     #[error("the header {0} was sent more than once")]
     RepeatedHeader(HeaderName),
+    /// A route takes values out of it, and nobody can find them.
+    #[error("the body is not JSON, and values in it are not to be passed on: {0}")]
+    NotRedactable(JsonError),
     /// No candidate of `event_id` gave an id.
     #[error("no event id: none of the configured candidates is in the request")]
     NoEventId,

@@ -35,6 +35,11 @@ impl Pointer {
         let tokens = path.split('/').map(unescape).collect::<Result<_, _>>()?;
         Ok(Self { text: text.to_owned(), tokens })
     }
+
+    /// Its keys, unescaped.
+    pub(crate) fn tokens(&self) -> &[String] {
+        &self.tokens
+    }
 }
 
 impl fmt::Display for Pointer {

@@ -26,6 +26,7 @@ pub mod preset;
 pub mod proofs;
 pub mod publisher;
 pub mod record;
+pub mod redact;
 pub mod route;
 pub mod secret;
 pub mod sink;

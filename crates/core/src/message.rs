@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{auth::Authenticated, event::Event, route::Leg};
@@ -16,6 +17,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// The bytes that are published: the event's body, or the copy that the route asks for.
+    pub fn body(&self) -> &Bytes {
+        self.leg.redacted.as_ref().map_or(&self.event.body, |redacted| &redacted.body)
+    }
+
     /// What the broker is to recognise a repeat by, unique among all messages of all sources in one sink.
     ///
     /// `<source>:<event id>`; where one event goes to several destinations of one sink, the target is appended, since a
@@ -53,6 +59,9 @@ impl Message {
         each("hookgate-event-id", event.id.as_str());
         each("hookgate-received-at", &received_at);
         each("hookgate-route", &attribute_value(&self.leg.route));
+        if let Some(redacted) = &self.leg.redacted {
+            each("hookgate-redacted", &sent_value(&redacted.pointers));
+        }
         for (name, value) in &event.attributes {
             each(&format!("hookgate-attr-{name}"), &attribute_value(value));
         }

@@ -15,6 +15,7 @@ use crate::{
     event::{Event, SourceId},
     handoff::{Accepted, AcceptedAs, Answered, Handoff, Miss, Refused},
     handshake::HandshakeReply,
+    identity::Malformed,
     limits::Deadline,
     message::Message,
     observe::{AttemptResult, Chain, Observation, Observer, Outcome},
@@ -113,6 +114,7 @@ impl Pipeline {
             Routed::To(plan) => self.deliver(source, event, &plan, deadline).await,
             Routed::Drop(dropped) => Ok(Taken::Accepted(dropped.accept(event))),
             Routed::Reject => Err(Refused::Unrouted),
+            Routed::Unredactable(error) => Err(Refused::Malformed(Malformed::NotRedactable(error))),
         }
     }
 

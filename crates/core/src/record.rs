@@ -21,7 +21,7 @@ use crate::message::Message;
 /// Appends the line of `message`, with its newline, to `lines`.
 pub fn encode(message: &Message, lines: &mut Vec<u8>) {
     let event = &*message.event;
-    let text = std::str::from_utf8(&event.body);
+    let text = std::str::from_utf8(message.body());
     let record = Record {
         id: event.id.as_str(),
         source: event.source.name(),
@@ -30,12 +30,13 @@ pub fn encode(message: &Message, lines: &mut Vec<u8>) {
         route: &message.leg.route,
         content_type: event.content_type.as_deref(),
         content_encoding: event.content_encoding.as_deref(),
+        redacted: message.leg.redacted.as_ref().map(|redacted| redacted.pointers.as_str()),
         attributes: &event.attributes,
         headers: &event.forwarded_headers,
         traceparent: event.trace.as_ref().map(|trace| trace.parent.as_str()),
         tracestate: event.trace.as_ref().and_then(|trace| trace.state.as_deref()),
         body: text.ok(),
-        body_base64: text.is_err().then_some(&event.body),
+        body_base64: text.is_err().then_some(&**message.body()),
     };
     serde_json::to_writer(&mut *lines, &record).expect("text and maps of text are JSON, and memory takes them");
     lines.push(b'\n');
@@ -54,6 +55,8 @@ struct Record<'a> {
     content_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted: Option<&'a str>,
     #[serde(serialize_with = "map")]
     attributes: &'a [(Arc<str>, String)],
     #[serde(serialize_with = "map", skip_serializing_if = "<[_]>::is_empty")]

@@ -16,8 +16,10 @@ use crate::{
     config::{self, Problem},
     event::{Event, EventKey, SinkId},
     handoff::{Accepted, AcceptedAs},
+    json::JsonError,
     message::Message,
     observe::RouteResult,
+    redact::{Redacted, Redaction},
     sink::{Addressing, Target},
     template::{Grammar, Template},
 };
@@ -48,6 +50,11 @@ pub struct RouteConfig {
     /// senders that cannot wait for a slow broker.
     #[serde(default)]
     pub ack: Ack,
+    /// Values of the JSON body that are taken out of the copy sent to these destinations, as JSON pointers like
+    /// `"/job/delivery/to"`; `*` stands for every key or place. Each becomes `"[redacted]"`, all other bytes stay, and the
+    /// message says so. An event that is not JSON is refused then. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redact: Vec<String>,
     /// Where they go; every destination of every matching route gets the event.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<DestinationConfig>,
@@ -158,6 +165,8 @@ pub struct Leg {
     pub ack: Ack,
     /// Whether the plan has another leg in the same sink.
     pub shares_sink: bool,
+    /// The copy of the body that goes there, if it is not the body itself.
+    pub redacted: Option<Redacted>,
 }
 
 /// The destinations of one event. Never empty, and at least one is required.
@@ -203,6 +212,8 @@ pub enum Routed {
     Reject,
     /// No route takes it, or one that says so drops it.
     Drop(Dropped),
+    /// A route takes values out of it that nobody can find.
+    Unredactable(JsonError),
 }
 
 /// The router's word that the config tells to drop an event.
@@ -281,6 +292,7 @@ struct Destination {
     route: Arc<str>,
     required: bool,
     ack: Ack,
+    redact: Option<Arc<Redaction>>,
     target: TargetTemplate,
 }
 
@@ -346,9 +358,14 @@ impl Router {
             let when = when.map_err(|message| problems.push(Problem::new(format!("{key}.when"), message)));
             problems.extend(check_route(route).into_iter().map(|problem| problem.within(&key)));
             let name = route.name.clone().unwrap_or_else(|| format!("route-{}", place + 1));
+            let redact = Redaction::parse(&route.redact).map_err(|(place, message)| {
+                problems.push(Problem::new(format!("{key}.redact[{place}]"), message));
+            });
+            let redact = redact.ok().filter(|_| !route.redact.is_empty()).map(Arc::new);
+            let parts = RouteParts { name: &name, ack: route.ack, redact };
             let to = match route.drop {
                 true => Vec::new(),
-                false => compile_destinations(&format!("{key}.to"), &name, route.ack, &route.to, names, &mut problems),
+                false => compile_destinations(&format!("{key}.to"), &parts, &route.to, names, &mut problems),
             };
             if let Ok(when) = when {
                 // Nothing below 2^64 is left out.
@@ -365,8 +382,7 @@ impl Router {
             UnroutedAction::Drop => Unrouted::Drop,
             UnroutedAction::To(to) => Unrouted::To(compile_destinations(
                 "unrouted.action.to",
-                "unrouted",
-                Ack::Broker,
+                &RouteParts { name: "unrouted", ack: Ack::Broker, redact: None },
                 to,
                 names,
                 &mut problems,
@@ -422,7 +438,7 @@ impl Router {
             true => Facts::with_json(event, &self.json),
             false => Facts::of(event),
         };
-        let (mut legs, mut routes) = (Vec::new(), Vec::new());
+        let (mut legs, mut routes) = (Legs::default(), Vec::new());
         for route in candidates.places.iter().map(|place| &self.routes[*place]) {
             let result = match route.when.holds(&facts) {
                 Held::No => continue,
@@ -433,7 +449,7 @@ impl Router {
             };
             routes.push((Arc::clone(&route.name), result));
             if matches!(result, RouteResult::Matched | RouteResult::Dropped) {
-                add_legs(&mut legs, &route.to, event);
+                legs.add(&route.to, event);
                 if route.is_final {
                     break;
                 }
@@ -443,17 +459,21 @@ impl Router {
         Decision { routed, routes }
     }
 
-    fn routed(&self, mut legs: Vec<Leg>, routes: &[(Arc<str>, RouteResult)], event: &Authenticated<Event>) -> Routed {
-        if legs.is_empty() {
+    fn routed(&self, mut legs: Legs, routes: &[(Arc<str>, RouteResult)], event: &Authenticated<Event>) -> Routed {
+        if legs.legs.is_empty() {
             if routes.iter().any(|(_, result)| matches!(result, RouteResult::Dropped | RouteResult::NotSampled)) {
                 return Routed::Drop(Dropped(()));
             }
             match &self.unrouted {
                 Unrouted::Reject => return Routed::Reject,
                 Unrouted::Drop => return Routed::Drop(Dropped(())),
-                Unrouted::To(to) => add_legs(&mut legs, to, event),
+                Unrouted::To(to) => legs.add(to, event),
             }
         }
+        let mut legs = match legs.redacted(event) {
+            Ok(legs) => legs,
+            Err(error) => return Routed::Unredactable(error),
+        };
         for place in 0..legs.len() {
             let in_same_sink = legs.iter().filter(|leg| leg.sink == legs[place].sink).count();
             legs[place].shares_sink = in_same_sink > 1;
@@ -473,35 +493,76 @@ fn check_route(route: &RouteConfig) -> Option<Problem> {
     None
 }
 
-/// Adds what is not there yet; a destination that one route requires is required.
-fn add_legs(legs: &mut Vec<Leg>, to: &[Destination], event: &Event) {
-    for destination in to {
-        let target = destination.target.render(event);
-        match legs.iter_mut().find(|leg| leg.sink == destination.sink && leg.target == target) {
-            Some(leg) => {
+/// What the destinations of one route have in common.
+struct RouteParts<'a> {
+    name: &'a str,
+    ack: Ack,
+    redact: Option<Arc<Redaction>>,
+}
+
+/// The legs of a plan that is being made.
+#[derive(Default)]
+struct Legs {
+    legs: Vec<Leg>,
+    /// At the place of each, what is taken out for it.
+    redact: Vec<Option<Arc<Redaction>>>,
+}
+
+impl Legs {
+    /// Adds what is not there yet; a destination that one route requires is required, and what one route takes out is out.
+    fn add(&mut self, to: &[Destination], event: &Event) {
+        for destination in to {
+            let target = destination.target.render(event);
+            let same = |leg: &Leg| leg.sink == destination.sink && leg.target == target;
+            if let Some(place) = self.legs.iter().position(same) {
+                let (leg, redact) = (&mut self.legs[place], &mut self.redact[place]);
                 leg.required |= destination.required;
                 // The stronger promise of the two.
                 if destination.ack == Ack::Broker {
                     leg.ack = Ack::Broker;
                 }
+                *redact = match (redact.take(), destination.redact.clone()) {
+                    (Some(one), Some(other)) => Some(Arc::new(one.and(&other))),
+                    (one, other) => one.or(other),
+                };
+                continue;
             }
-            None => legs.push(Leg {
-                index: legs.len(),
+            self.redact.push(destination.redact.clone());
+            self.legs.push(Leg {
+                index: self.legs.len(),
                 sink: destination.sink.clone(),
                 target,
                 route: Arc::clone(&destination.route),
                 required: destination.required,
                 ack: destination.ack,
                 shares_sink: false,
-            }),
+                redacted: None,
+            });
         }
+    }
+
+    /// The legs, each with its own copy of the body where something is taken out for it.
+    fn redacted(mut self, event: &Event) -> Result<Vec<Leg>, JsonError> {
+        let mut made: Vec<(Arc<Redaction>, Redacted)> = Vec::new();
+        for (leg, redact) in self.legs.iter_mut().zip(self.redact) {
+            let Some(redact) = redact else { continue };
+            let copy = match made.iter().find(|(known, _)| *known == redact) {
+                Some((_, copy)) => copy.clone(),
+                None => {
+                    let copy = redact.of(&event.body)?;
+                    made.push((redact, copy.clone()));
+                    copy
+                }
+            };
+            leg.redacted = Some(copy);
+        }
+        Ok(self.legs)
     }
 }
 
 fn compile_destinations(
     key: &str,
-    route: &str,
-    ack: Ack,
+    of: &RouteParts<'_>,
     to: &[DestinationConfig],
     names: &Names<'_>,
     problems: &mut Vec<Problem>,
@@ -516,7 +577,9 @@ fn compile_destinations(
         match compile_destination(destination, names) {
             Err(problem) => problems.push(problem.within(&format!("{key}[{place}]"))),
             Ok((sink, target)) => {
-                compiled.push(Destination { sink, route: route.into(), required: destination.required, ack, target });
+                let RouteParts { name, ack, redact } = of;
+                let (route, redact, required) = ((*name).into(), redact.clone(), destination.required);
+                compiled.push(Destination { sink, route, required, ack: *ack, redact, target });
             }
         }
     }

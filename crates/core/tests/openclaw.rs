@@ -8,6 +8,7 @@ use hookgate_core::{
     event::{Event, SourceId},
     identity::Malformed,
     limits::Admission,
+    redact::Redaction,
     secret::{Secret, SecretSlot},
     source::Source,
 };
@@ -133,4 +134,29 @@ fn a_number_keeps_its_text_in_the_id() {
 fn a_key_twice_where_the_id_is_read_is_refused() {
     let twice = identify(r#"{"action":"finished","jobId":"a","jobId":"b","runAtMs":1}"#);
     assert!(matches!(twice, Err(Malformed::Ambiguous(_))));
+}
+
+#[test]
+fn the_list_that_the_page_offers_takes_out_what_bodies_give_away() {
+    let page = include_str!("../../../docs/sources/openclaw.md");
+    let list = page.split_once("redact = [").and_then(|(_, rest)| rest.split_once(']')).expect("the page has a list").0;
+    let pointers: Vec<String> = list.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    let redaction = Redaction::parse(&pointers).expect("good pointers");
+    let mut hit = std::collections::BTreeSet::new();
+    for capture in captures() {
+        let copy = redaction.of(&capture.body).expect("OpenClaw sends JSON");
+        let text = std::str::from_utf8(&copy.body).expect("UTF-8");
+        assert!(!text.contains("/hook"), "{}: a URL is left in {text}", capture.name);
+        let (before, after): (Value, Value) =
+            (serde_json::from_slice(&capture.body).expect("JSON"), serde_json::from_slice(&copy.body).expect("JSON"));
+        for secret in ["env", "argv", "message", "text"] {
+            let pointer = format!("/job/payload/{secret}");
+            if before.pointer(&pointer).is_some() {
+                assert_eq!(after.pointer(&pointer), Some(&json!("[redacted]")), "{}", capture.name);
+            }
+        }
+        assert_eq!(before["summary"], after["summary"], "what the run said stays");
+        hit.extend(copy.pointers.split(' ').map(str::to_owned));
+    }
+    assert!(hit.len() > 4, "{hit:?}");
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hookgate_core::{
     auth::Authenticated,
+    envelope,
     event::{Event, SinkId},
     observe::RouteResult,
     route::{Names, RouteConfig, Routed, Router, SinkDeclaration, UnroutedConfig},
@@ -164,6 +165,7 @@ fn subjects(routes: &Value, event: &Arc<Authenticated<Event>>) -> Vec<String> {
         Routed::To(plan) => plan.legs().iter().map(|leg| leg.target.to_string()).collect(),
         Routed::Drop(_) => vec!["dropped".to_owned()],
         Routed::Reject => vec!["rejected".to_owned()],
+        Routed::Unredactable(error) => panic!("{error}"),
     }
 }
 
@@ -213,6 +215,53 @@ fn a_sample_has_its_part_of_the_events_and_decides_alike_each_time() {
     assert_eq!(tenth, taken(0.1));
     assert_eq!(taken(1.0).len(), 1000);
     assert!(tenth.iter().all(|id| taken(0.5).contains(id)), "a larger sample holds the smaller one");
+}
+
+/// The bodies that go to each subject, with what is taken out of them.
+fn bodies(routes: &Value, event: &Arc<Authenticated<Event>>) -> Vec<(String, String, Option<String>)> {
+    let Routed::To(plan) = router(routes).plan(event).routed else { panic!("a route takes it") };
+    let of = |message: hookgate_core::message::Message| {
+        let sink = message.leg.sink.clone();
+        // As it is published, and as it is published after it has been in the spool.
+        let again = envelope::decode(&envelope::encode(&message), &sink, &[]).expect("readable");
+        assert_eq!(message.body(), again.body());
+        let headers = |message: &hookgate_core::message::Message| {
+            let mut found = Vec::new();
+            message.for_each_header(|name, value| found.push((name.to_owned(), value.to_owned())));
+            found
+        };
+        assert_eq!(headers(&message), headers(&again));
+        let redacted = headers(&message).into_iter().find(|(name, _)| name == "hookgate-redacted");
+        let body = String::from_utf8(message.body().to_vec()).expect("UTF-8");
+        (message.leg.target.to_string(), body, redacted.map(|(_, value)| value))
+    };
+    plan.messages(event).map(of).collect()
+}
+
+#[test]
+fn a_route_takes_values_out_of_its_own_copy() {
+    let body = r#"{ "job": {"env": {"KEY": "s3cret"}, "to": "https://u:p@h/"}, "n": 1.0 }"#;
+    let event = TestEvent::new("1").body(body).event();
+    let without =
+        |values: &[&str]| values.iter().fold(body.to_owned(), |body, value| body.replace(value, "\"[redacted]\""));
+    let (env, to_url) = (r#"{"KEY": "s3cret"}"#, r#""https://u:p@h/""#);
+    let redact = |pointers: &[&str], subject: &str| json!({ "redact": pointers, "to": to(subject) });
+    let routes = json!([redact(&["/job/env", "/job/to", "/no"], "a"), { "to": to("b") }]);
+    assert_eq!(
+        bodies(&routes, &event),
+        [
+            ("a".to_owned(), without(&[env, to_url]), Some("/job/env /job/to".to_owned())),
+            ("b".to_owned(), body.to_owned(), None)
+        ]
+    );
+    // One destination of two routes: what one of them takes out is out.
+    let routes = json!([{ "to": to("a") }, redact(&["/job/env"], "a"), redact(&["/job/to"], "a")]);
+    let expected = ("a".to_owned(), without(&[env, to_url]), Some("/job/env /job/to".to_owned()));
+    assert_eq!(bodies(&routes, &event), [expected]);
+    let text = TestEvent::new("1").body("no JSON").event();
+    assert!(matches!(router(&routes).plan(&text).routed, Routed::Unredactable(_)), "nobody knows what is in it");
+    let problems = compile(&json!([redact(&["/a", "b"], "a")])).expect_err("no pointer");
+    assert!(problems.len() == 1 && problems[0].starts_with("routes[0].redact[1]: "), "{problems:?}");
 }
 
 proptest! {

@@ -197,7 +197,7 @@ fn describe(sink: &SinkId, request: &Request, record: &Record) -> Line {
         sink: sink.name().to_owned(),
         number: record.place.seq(),
         spooled_at: humantime::format_rfc3339_millis(record.at).to_string(),
-        bytes: message.as_ref().map_or(record.payload.len(), |message| message.event.body.len()),
+        bytes: message.as_ref().map_or(record.payload.len(), |message| message.body().len()),
         source: message.as_ref().map(|message| message.event.source.name().to_owned()),
         id: message.as_ref().map(|message| message.event.id.to_string()),
         target: message.as_ref().map(|message| message.leg.target.to_string()),

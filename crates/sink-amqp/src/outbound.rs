@@ -57,7 +57,7 @@ impl Outbound {
             message_id,
             properties,
             properties_bytes: fields.properties_bytes,
-            body: message.event.body.clone(),
+            body: message.body().clone(),
         })
     }
 }

@@ -160,7 +160,7 @@ impl Sink for AmqpSink {
 impl AmqpSink {
     async fn publish_to_exchange(&self, message: &Message, deadline: Deadline) -> Result<Receipt, Cause> {
         let _in_flight = InFlight::enter(&self.in_flight);
-        let (bytes, ByteLimit(bytes_max)) = (message.event.body.len() as u64, self.max_message);
+        let (bytes, ByteLimit(bytes_max)) = (message.body().len() as u64, self.max_message);
         if bytes > bytes_max {
             return Err(Cause::TooLarge { bytes, bytes_max, whose: "`max_message`" });
         }

@@ -166,7 +166,7 @@ impl KafkaSink {
 
     async fn send(&self, topic: &str, key: &str, message: &Message, deadline: Deadline) -> Result<Receipt, Cause> {
         // The producer is not held on to while waiting: it can then be given up, and what waits with it.
-        let pending = self.live()?.send(topic, key, headers(message), &message.event.body)?;
+        let pending = self.live()?.send(topic, key, headers(message), message.body())?;
         let delivery = pending.delivered(topic, deadline).await?;
         let position = position(&delivery, topic)?;
         self.topic.send_if_modified(|last| {

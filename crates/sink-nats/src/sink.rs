@@ -144,7 +144,7 @@ impl NatsSink {
             return Err(Cause::NotASubject { subject: message.leg.target.to_string() });
         };
         let headers = headers(message, &self.stream)?;
-        let outbound = PublishMessage::build().payload(message.event.body.clone()).headers(headers);
+        let outbound = PublishMessage::build().payload(message.body().clone()).headers(headers);
         let mut pauses = PAUSES_FOR_A_LEADER.into_iter();
         let ack = loop {
             let live = self.live()?;
