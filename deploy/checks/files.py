@@ -9,7 +9,7 @@ from . import schemas, tools
 from .tools import DEPLOY
 
 YAMLLINT = """{extends: default, rules: {line-length: disable, document-start: disable, comments: {min-spaces-from-content: 1},
-  braces: {min-spaces-inside: 0, max-spaces-inside: 1}, brackets: {max-spaces-inside: 0}, octal-values: enable}}"""
+  indentation: {indent-sequences: whatever}, braces: {min-spaces-inside: 0, max-spaces-inside: 1}, brackets: {max-spaces-inside: 0}}}"""
 
 
 def the_Dockerfile_is_clean():

@@ -42,13 +42,13 @@ numbered, since a Secret's name may have dots and theirs may not. */}}
 - name: secret-{{ $number }}
   secret:
     secretName: {{ $name }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440, in the only notation that all readers of YAML take alike
 {{- end }}
 {{- with .Values.server.tlsSecret }}
 - name: tls
   secret:
     secretName: {{ . }}
-    defaultMode: 0440
+    defaultMode: 288 # 0440, in the only notation that all readers of YAML take alike
 {{- end }}
 {{- end -}}
 
