@@ -159,8 +159,8 @@ def every_metric_that_is_named_exists():
     for page in pages:
         text = page.read_text()
         # What grep is given, like hookgate_(a|b_.*), stands for all that begin so.
-        choices = re.findall(r"\bhookgate_([a-z0-9_]*)\(([^'`]*)\)", text)
-        begun = {f"hookgate_{head}{re.match('[a-z0-9_]*', tail).group()}" for head, tails in choices for tail in re.split(r"\||\(", tails)}
+        choices = re.findall(r"\bhookgate_([a-z0-9_]*)\(([^()'`]*)", text)
+        begun = {f"hookgate_{head}{re.match('[a-z0-9_]*', tail).group()}" for head, tails in choices for tail in tails.split("|")}
         for name in sorted((set(re.findall(r"\bhookgate_[a-z0-9_]+", text)) | begun) - known):
             # A histogram is exported as three metrics, and called by its own name.
             found = f"{name}_count" in known or (name in begun or name.endswith("_")) and any(one.startswith(name) for one in known)
