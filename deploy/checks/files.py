@@ -40,7 +40,7 @@ def the_compose_file_fits_its_schema():
     module = "github.com/compose-spec/compose-go/v2@v2.16.2"
     schema = json.loads(tools.go_module(module).read(f"{module}/schema/compose-spec.json"))
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    for error in jsonschema.Draft7Validator(schema).iter_errors(compose):
+    for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(compose):
         yield f"{'.'.join(map(str, error.absolute_path))}: {error.message[:200]}"
 
 
