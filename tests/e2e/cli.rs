@@ -179,3 +179,13 @@ async fn check_and_the_log_say_what_is_unwise_about_a_stream() {
     let relay = Relay::start(&tables).await;
     wait_until(LIMIT, "the log says it too", async || relay.log().contains("does not listen on openclaw.x")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_whether_the_process_lives() {
+    let mut relay = Relay::start(&format!("{OPENCLAW}{TO_FILE}")).await;
+    let health = |relay: &Relay| run_to_end(relay.dir(), &["health"], &[]);
+    assert!(health(&relay).status.success());
+    relay.kill();
+    let told = health(&relay);
+    assert!(!told.status.success() && text(&told.stderr).contains("/livez"), "{}", text(&told.stderr));
+}

@@ -14,6 +14,7 @@ use crate::{
     check,
     config::{self, Config, Problems},
     explain::{self, Explain},
+    health,
     run::{self, Failure},
     send::{self, Send},
     shelf,
@@ -50,6 +51,8 @@ enum Command {
     Spool(shelf::Command),
     /// Look at what is not tried again by itself, put it anew, or drop it.
     Dead(shelf::Command),
+    /// Ask the process that runs with this config whether it is alive: the health check of a container.
+    Health,
     /// Print the config as it is understood, with defaults filled in and secrets left out.
     Config,
 }
@@ -66,6 +69,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Send(what) => send(&arguments, what),
         Command::Spool(what) => shelf(&arguments, what, false),
         Command::Dead(what) => shelf(&arguments, what, true),
+        Command::Health => health(&arguments),
         Command::Config => print_config(&arguments),
     };
     outcome.unwrap_or_else(|failure| match failure {
@@ -131,6 +135,11 @@ fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let good = results.iter().all(check::Check::is_ok);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
+}
+
+fn health(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    runtime()?.block_on(health::health(&load(arguments)?))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_config(arguments: &Arguments) -> Result<ExitCode, Failure> {

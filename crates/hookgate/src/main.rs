@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod config;
 mod explain;
+mod health;
 mod relay;
 mod run;
 mod secrets;
