@@ -93,7 +93,7 @@ pub(crate) struct Relay {
     held: BTreeSet<String>,
     ids: Ids,
     pipeline: Arc<Pipeline>,
-    /// Ends the tasks that belong to this config alone.
+    /// Ends the tasks that belong to this config alone; the end of the background does too.
     stop: CancellationToken,
     /// Where the drain of each sink, at its index, is told of another publisher.
     drains: Vec<watch::Sender<Arc<Publisher>>>,
@@ -120,7 +120,7 @@ impl Relay {
         });
         let ingress = Ingress::new(Arc::clone(&pipeline), &sources, &config.server);
         let (known, _) = watch::channel(ids.sources().into());
-        let (stop, drains) = (CancellationToken::new(), Vec::new());
+        let (stop, drains) = (fixed.stop_background.child_token(), Vec::new());
         let (first, held) = (config.as_written().clone(), BTreeSet::new());
         let mut relay = Self { fixed, ingress, config, first, held, ids, pipeline, stop, drains, sources: known };
         relay.begin(&sources);
@@ -177,7 +177,8 @@ impl Relay {
         self.sources.send_replace(ids.sources().into());
         self.ingress.replace(Arc::clone(&pipeline), &sources);
         let before = std::mem::replace(&mut self.pipeline, pipeline);
-        std::mem::replace(&mut self.stop, CancellationToken::new()).cancel();
+        let stop = self.fixed.stop_background.child_token();
+        std::mem::replace(&mut self.stop, stop).cancel();
         (self.config, self.ids) = (config, ids);
         self.begin(&sources);
         self.retire(&before);

@@ -45,6 +45,9 @@ const BACKLOG: u32 = 4096;
 /// Pause after a failed accept. Out of file descriptors, say, the next one fails as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a connection that was accepted just before the stop has to send its first request.
+const FIRST_REQUEST: Duration = Duration::from_millis(100);
+
 /// What bounds the connections of one port.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -114,6 +117,7 @@ impl Server {
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
+        let mut after_stop = 0;
         loop {
             // The place comes first: with none free, new connections wait in the backlog and cost nothing.
             let accept = async {
@@ -121,8 +125,10 @@ impl Server {
                 (place, listener.accept().await)
             };
             let (place, stream, address) = tokio::select! {
-                () = stop.cancelled() => break,
-                (place, accepted) = accept => match accepted {
+                // What is in the backlog is taken before the port is closed: it would be reset, and a sender that is refused comes
+                // back where one that is reset does not.
+                biased;
+                (place, accepted) = accept, if after_stop < BACKLOG => match accepted {
                     Ok((stream, address)) => (place, stream, address),
                     Err(error) => {
                         observer.observe(&Observation::AcceptFailed { error: &error });
@@ -130,7 +136,9 @@ impl Server {
                         continue;
                     }
                 },
+                () = stop.cancelled() => break,
             };
+            after_stop += u32::from(stop.is_cancelled());
             let guard = Open::new(&observer);
             let connection = Connection {
                 builder: builder.clone(),
@@ -148,6 +156,8 @@ impl Server {
         }
         drop(listener);
         connections.close();
+        // Connections without a request are closed at once by what follows; those that have just come get the time to send one.
+        tokio::select! { () = sleep(FIRST_REQUEST) => {}, () = abort.cancelled() => {} }
         let finished = async {
             graceful.shutdown().await;
             connections.wait().await;

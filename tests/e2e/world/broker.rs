@@ -100,7 +100,11 @@ impl Broker {
     pub(crate) async fn restart(&mut self) {
         match &mut self.server {
             Server::Nats(nats) => nats.restart().await,
-            Server::Rabbit(rabbit) => rabbit.restart().await,
+            Server::Rabbit(rabbit) => {
+                rabbit.restart().await;
+                // RabbitMQ does not fsync a binding: one that was made just before it was killed is gone.
+                rabbit.wire().await.bind(PLACE, PLACE, "#").await;
+            }
             #[cfg(feature = "kafka")]
             Server::Kafka(kafka) => kafka.restart().await,
         }
