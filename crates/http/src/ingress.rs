@@ -45,21 +45,11 @@ struct Generation {
 /// replicas do not change their configs at the same moment.
 const GONE_FOR: Duration = Duration::from_secs(60);
 
-/// Where a request goes by its path.
-enum Found<'a> {
-    Source(&'a Arc<Source>),
-    Gone,
-    Nothing,
-}
-
 impl Generation {
-    /// Paths are exact.
-    fn find(&self, path: &str) -> Found<'_> {
-        match self.sources.get(path) {
-            Some(source) => Found::Source(source),
-            None if self.gone.get(path).is_some_and(|since| since.elapsed() < GONE_FOR) => Found::Gone,
-            None => Found::Nothing,
-        }
+    /// The source with this path, which is exact.
+    fn find(&self, path: &str) -> Result<&Arc<Source>, Rejection> {
+        let is_gone = || self.gone.get(path).is_some_and(|since| since.elapsed() < GONE_FOR);
+        self.sources.get(path).ok_or_else(|| if is_gone() { Rejection::Gone } else { Rejection::UnknownPath })
     }
 }
 
@@ -92,9 +82,8 @@ impl Ingress {
     async fn answer(&self, request: Request) -> Response {
         let current = self.current.load_full();
         let source = match current.find(request.uri().path()) {
-            Found::Source(source) => source,
-            Found::Gone => return observed(&current, None, async { Err(Rejection::Gone) }).await,
-            Found::Nothing => return observed(&current, None, async { Err(Rejection::UnknownPath) }).await,
+            Ok(source) => source,
+            Err(rejection) => return observed(&current, None, async { Err(rejection) }).await,
         };
         let received = self.receive(&current.pipeline, source, request);
         let mut response = observed(&current, Some(source.id()), received).await;

@@ -128,6 +128,11 @@ impl<'a> Checker<'a> {
             expression.expr = Expr::Ident(if is_presence { presence_name(place) } else { value_name(place) });
             return Ok(if is_presence { Type::Bool } else { of });
         }
+        if let Some((root, name)) = asked_for(expression) {
+            let field = self.field(at, root, &[name])?;
+            expression.expr = Expr::Ident(presence_name(self.place(field)));
+            return Ok(Type::Bool);
+        }
         match &mut expression.expr {
             Expr::Ident(name) => {
                 let local = self.local.iter().rev().find(|(local, _)| local == name);
@@ -209,23 +214,6 @@ impl<'a> Checker<'a> {
     }
 
     fn call(&mut self, at: u64, call: &mut CallExpr) -> Checked {
-        // `"x" in attr` asks whether it is there.
-        if call.func_name == operators::IN
-            && let [name, map] = call.args.as_mut_slice()
-            && let (Expr::Literal(LiteralValue::String(name)), Expr::Ident(root)) = (&name.expr, &map.expr)
-            && matches!(root.as_str(), "attr" | "headers")
-        {
-            let field = self.field(at, root, &[name.inner().to_owned()])?;
-            let place = self.place(field);
-            *call = CallExpr {
-                func_name: operators::LOGICAL_OR.to_owned(),
-                target: None,
-                args: [presence_name(place), presence_name(place)]
-                    .map(|name| IdedExpr { id: at, expr: Expr::Ident(name) })
-                    .to_vec(),
-            };
-            return Ok(Type::Bool);
-        }
         let target = call.target.as_mut().map(|target| self.check(target)).transpose()?;
         let arguments = call.args.iter_mut().map(|argument| self.check(argument)).collect::<Result<Vec<_>, _>>()?;
         let operands: Vec<Type> = target.into_iter().chain(arguments).collect();
@@ -333,6 +321,20 @@ fn type_of(literal: &LiteralValue) -> Type {
         LiteralValue::Int(_) => Type::Int,
         LiteralValue::String(_) => Type::Text,
         LiteralValue::UInt(_) => Type::UInt,
+    }
+}
+
+/// `"x" in attr` as the map and the name.
+fn asked_for(expression: &IdedExpr) -> Option<(&str, String)> {
+    let Expr::Call(call) = &expression.expr else { return None };
+    let [name, map] = call.args.as_slice() else { return None };
+    match (&name.expr, &map.expr) {
+        (Expr::Literal(LiteralValue::String(name)), Expr::Ident(root))
+            if call.func_name == operators::IN && matches!(root.as_str(), "attr" | "headers") =>
+        {
+            Some((root, name.inner().to_owned()))
+        }
+        _ => None,
     }
 }
 
