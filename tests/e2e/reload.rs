@@ -240,3 +240,22 @@ async fn a_sink_that_is_added_has_a_spool_too_and_one_that_is_changed_empties_it
     wait_until(LIMIT, "it is delivered", async || held(&server).await == BTreeSet::from([finished_id(1)])).await;
     assert_eq!(relay.metric("hookgate_spool_appends_total{sink=\"js\",result=\"ok\"}").await, 1.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_cannot_be_set_up_leaves_no_trace_in_what_comes_after_it() {
+    let server = broker().await;
+    let relay = Relay::start(&format!("{OPENCLAW}{SPOOL}{TO_FILE}")).await;
+    // Two more sinks, the second of which wants what the first one of all has.
+    let others = "[sinks.a]\ntype = \"file\"\ndir = \"others\"\n[sinks.b]\ntype = \"file\"\ndir = \"events\"\n";
+    relay.rewrite(&format!("{OPENCLAW}{SPOOL}{others}{TO_FILE}"));
+    assert_eq!(relay.reload().await.status, 422);
+    assert_eq!(relay.post(finished(1)).await.json()["outcome"], "delivered");
+    assert_eq!(relay.ready().await.1["sinks"].as_array().map(Vec::len), Some(1), "{}", relay.ready().await.1);
+    relay.rewrite(&format!("{OPENCLAW}{SPOOL}{}", to_nats(&server.url())));
+    assert_eq!(relay.reload().await.status, 200);
+    wait_until(LIMIT, "the new sink is up", async || relay.ready().await.1["sinks"][0]["up"] == true).await;
+    assert_eq!(relay.ready().await.1["sinks"][0]["name"], "js");
+    assert_eq!(relay.post(finished(2)).await.json()["outcome"], "delivered");
+    assert_eq!(relay.metric("hookgate_publish_attempts_total{sink=\"js\",result=\"acked\"}").await, 1.0);
+    assert_eq!(held(&server).await, BTreeSet::from([finished_id(2)]));
+}

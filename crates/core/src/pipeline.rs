@@ -32,8 +32,8 @@ pub struct Pipeline {
     pub router: Router,
     /// What was accepted before.
     pub dedup: Dedup,
-    /// Each sink with its layers, at the index of its [`crate::event::SinkId`].
-    pub publishers: Vec<Arc<Publisher>>,
+    /// Each sink of the config with its layers, at the index of its [`crate::event::SinkId`].
+    pub publishers: Vec<Option<Arc<Publisher>>>,
     /// Where messages wait that their sinks do not take in time, if they do.
     pub spool: Option<Arc<dyn Spool>>,
     /// Gets the documents that verification needs, and confirms subscriptions.
@@ -299,7 +299,7 @@ impl Pipeline {
     }
 
     fn publisher(&self, message: &Message) -> &Arc<Publisher> {
-        &self.publishers[message.leg.sink.index()]
+        self.publishers[message.leg.sink.index()].as_ref().expect("a plan names sinks of its own config")
     }
 }
 

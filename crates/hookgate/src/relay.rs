@@ -5,7 +5,7 @@
 //! the same keep their connections; what is remembered, kept on the disk and counted goes on in any case.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
@@ -22,6 +22,7 @@ use hookgate_core::{
     observe::{Chain, Observation, Observer},
     pipeline::Pipeline,
     publisher::Publisher,
+    route::Router,
     sink::Target,
     source::Source,
     spool::Spool,
@@ -68,6 +69,8 @@ pub(crate) struct Fixed {
     pub(crate) spool: Option<Arc<LocalSpool>>,
     pub(crate) dedup: Dedup,
     pub(crate) fetch: Arc<dyn Fetch>,
+    /// What events have started, under whatever config: it is waited for at the end.
+    pub(crate) events: TaskTracker,
     /// Tasks that end with the process, and what ends them.
     pub(crate) background: TaskTracker,
     pub(crate) stop_background: CancellationToken,
@@ -79,6 +82,19 @@ pub(crate) struct Fixed {
 impl Fixed {
     fn observer(&self) -> Arc<dyn Observer> {
         Arc::clone(&self.telemetry) as _
+    }
+
+    fn pipeline(&self, config: &Config, router: Router, publishers: Vec<Option<Arc<Publisher>>>) -> Arc<Pipeline> {
+        Arc::new(Pipeline {
+            router,
+            dedup: self.dedup.clone(),
+            publishers,
+            spool: self.spool.clone().map(|spool| spool as Arc<dyn Spool>),
+            fetch: Arc::clone(&self.fetch),
+            observer: self.observer(),
+            reply_deadline: config.server.reply_deadline,
+            tasks: self.events.clone(),
+        })
     }
 }
 
@@ -95,8 +111,8 @@ pub(crate) struct Relay {
     pipeline: Arc<Pipeline>,
     /// Ends the tasks that belong to this config alone; the end of the background does too.
     stop: CancellationToken,
-    /// Where the drain of each sink, at its index, is told of another publisher.
-    drains: Vec<watch::Sender<Arc<Publisher>>>,
+    /// Where the drain of each sink, by its index, is told of another publisher.
+    drains: BTreeMap<usize, watch::Sender<Arc<Publisher>>>,
     sources: watch::Sender<Arc<[SourceId]>>,
 }
 
@@ -106,21 +122,13 @@ impl Relay {
         let Parts { sources, router, .. } = parts;
         let (mut publishers, observer) = (Vec::new(), fixed.observer());
         for id in ids.sinks() {
-            publishers.push(assemble::connect_sink(id, &config.sinks[id.name()], &fixed.secrets, &observer).await?);
+            let table = &config.sinks[id.name()];
+            publishers.push(Some(assemble::connect_sink(id, table, &fixed.secrets, &observer).await?));
         }
-        let pipeline = Arc::new(Pipeline {
-            router,
-            dedup: fixed.dedup.clone(),
-            publishers,
-            spool: fixed.spool.clone().map(|spool| spool as Arc<dyn Spool>),
-            fetch: Arc::clone(&fixed.fetch),
-            observer,
-            reply_deadline: config.server.reply_deadline,
-            tasks: TaskTracker::new(),
-        });
+        let pipeline = fixed.pipeline(&config, router, publishers);
         let ingress = Ingress::new(Arc::clone(&pipeline), &sources, &config.server);
         let (known, _) = watch::channel(ids.sources().into());
-        let (stop, drains) = (fixed.stop_background.child_token(), Vec::new());
+        let (stop, drains) = (fixed.stop_background.child_token(), BTreeMap::new());
         let (first, held) = (config.as_written().clone(), BTreeSet::new());
         let mut relay = Self { fixed, ingress, config, first, held, ids, pipeline, stop, drains, sources: known };
         relay.begin(&sources);
@@ -135,51 +143,33 @@ impl Relay {
         &self.pipeline
     }
 
-    /// Puts `config` in place of the one that is served. With an error nothing has changed.
+    /// Puts `config` in place of the one that is served. With an error that one is served on, and no more has changed than that
+    /// names have got their places.
     async fn replace(&mut self, config: Config) -> Result<Reloaded, Failure> {
         if config.as_written() == self.config.as_written() {
             return Ok(Reloaded { changed: false, restart_required: self.restart_required() });
         }
-        let mut ids = self.ids.clone();
-        ids.extend(&config);
-        let Parts { sources, router, .. } = assemble::prepare(&config, &ids, &self.fixed.secrets)?;
-        let sinks: Vec<SinkId> = config.sinks.keys().map(|name| ids.sink(name)).collect();
+        self.ids.extend(&config);
+        let Parts { sources, router, .. } = assemble::prepare(&config, &self.ids, &self.fixed.secrets)?;
         // What is observed must have its place before anything can happen.
-        let routes: Vec<_> = router.names().cloned().collect();
-        self.fixed.telemetry.adopt(&ids, &sources, &sinks, &routes);
+        self.fixed.telemetry.make_room(&self.ids);
         if let Some(spool) = self.fixed.spool.clone() {
-            let all = ids.sinks().to_vec();
+            let all = self.ids.sinks().to_vec();
             tokio::task::spawn_blocking(move || spool.adopt(&all)).await.context("open the spool")??;
         }
-        let publishers = match self.publishers(&config, &ids).await {
-            Ok((publishers, held)) => {
-                self.held.extend(held);
-                self.held.retain(|name| config.sinks.contains_key(name));
-                publishers
-            }
-            Err(error) => {
-                let before: Vec<_> = self.config.sinks.keys().map(|name| self.ids.sink(name)).collect();
-                self.fixed.telemetry.adopt(&self.ids, &[], &before, &[]);
-                return Err(error.into());
-            }
-        };
-        let pipeline = Arc::new(Pipeline {
-            router,
-            dedup: self.fixed.dedup.clone(),
-            publishers,
-            spool: self.pipeline.spool.clone(),
-            fetch: Arc::clone(&self.fixed.fetch),
-            observer: self.fixed.observer(),
-            reply_deadline: config.server.reply_deadline,
-            // Those of all configs are waited for at the end.
-            tasks: self.pipeline.tasks.clone(),
-        });
-        self.sources.send_replace(ids.sources().into());
+        let (publishers, held) = self.publishers(&config).await?;
+        self.held.extend(held);
+        self.held.retain(|name| config.sinks.contains_key(name));
+        let sinks: Vec<SinkId> = config.sinks.keys().map(|name| self.ids.sink(name)).collect();
+        let routes: Vec<_> = router.names().cloned().collect();
+        self.fixed.telemetry.adopt(&sources, &sinks, &routes);
+        let pipeline = self.fixed.pipeline(&config, router, publishers);
+        self.sources.send_replace(self.ids.sources().into());
         self.ingress.replace(Arc::clone(&pipeline), &sources);
         let before = std::mem::replace(&mut self.pipeline, pipeline);
         let stop = self.fixed.stop_background.child_token();
         std::mem::replace(&mut self.stop, stop).cancel();
-        (self.config, self.ids) = (config, ids);
+        self.config = config;
         self.begin(&sources);
         self.retire(&before);
         Ok(Reloaded { changed: true, restart_required: self.restart_required() })
@@ -192,40 +182,43 @@ impl Relay {
         keys
     }
 
-    /// The publisher of every sink, at its index, and the names of those that have to stay as they were. Sinks that `config` does
-    /// not have keep theirs, which nothing is routed to.
-    async fn publishers(&self, config: &Config, ids: &Ids) -> anyhow::Result<(Vec<Arc<Publisher>>, Vec<String>)> {
+    /// The publisher of every sink of `config`, at its index, and the names of those that have to stay as they were.
+    async fn publishers(&self, config: &Config) -> anyhow::Result<(Vec<Option<Arc<Publisher>>>, Vec<String>)> {
         let (mut publishers, mut fresh, mut held) = (Vec::new(), Vec::new(), Vec::new());
-        for id in ids.sinks() {
-            let before = self.pipeline.publishers.get(id.index());
-            let (table, table_before) = (config.sinks.get(id.name()), self.config.sinks.get(id.name()));
-            let unchanged = config.sink_as_written(id.name()) == self.config.sink_as_written(id.name());
-            let publisher = match (table, table_before, before) {
-                (None, _, Some(before)) => Arc::clone(before),
-                (Some(_), Some(_), Some(before)) if unchanged => Arc::clone(before),
-                (Some(table), Some(table_before), Some(before)) if table.is_held_by(table_before) => {
-                    held.push(id.to_string());
-                    Arc::clone(before)
-                }
-                (Some(table), ..) => {
-                    match assemble::connect_sink(id, table, &self.fixed.secrets, &self.fixed.observer()).await {
-                        Ok(publisher) => {
-                            fresh.push(Arc::clone(&publisher));
-                            publisher
-                        }
-                        Err(error) => {
-                            for publisher in fresh {
-                                publisher.sink().close(Deadline::after(CLOSE_LIMIT)).await;
-                            }
-                            return Err(error);
-                        }
-                    }
-                }
-                (None, _, None) => unreachable!("a name has its place from a config that had a sink of this name"),
+        for id in self.ids.sinks() {
+            let Some(table) = config.sinks.get(id.name()) else {
+                publishers.push(None);
+                continue;
             };
-            publishers.push(publisher);
+            let before = self.publisher(id).zip(self.config.sinks.get(id.name()));
+            let unchanged = config.sink_as_written(id.name()) == self.config.sink_as_written(id.name());
+            let publisher = match before {
+                Some((publisher, _)) if unchanged => Arc::clone(publisher),
+                Some((publisher, table_before)) if table.is_held_by(table_before) => {
+                    held.push(id.to_string());
+                    Arc::clone(publisher)
+                }
+                _ => match assemble::connect_sink(id, table, &self.fixed.secrets, &self.fixed.observer()).await {
+                    Ok(publisher) => {
+                        fresh.push(Arc::clone(&publisher));
+                        publisher
+                    }
+                    Err(error) => {
+                        for publisher in fresh {
+                            publisher.sink().close(Deadline::after(CLOSE_LIMIT)).await;
+                        }
+                        return Err(error);
+                    }
+                },
+            };
+            publishers.push(Some(publisher));
         }
         Ok((publishers, held))
+    }
+
+    /// The publisher of `id` in the config that is served.
+    fn publisher(&self, id: &SinkId) -> Option<&Arc<Publisher>> {
+        self.pipeline.publishers.get(id.index())?.as_ref()
     }
 
     /// Starts what belongs to the config that has just been put in place.
@@ -236,8 +229,7 @@ impl Relay {
             }
         }
         let Fixed { background, telemetry, .. } = &self.fixed;
-        for name in self.config.sinks.keys() {
-            let publisher = &self.pipeline.publishers[self.ids.sink(name).index()];
+        for publisher in self.pipeline.publishers.iter().flatten() {
             let targets = self.pipeline.router.examples(publisher.id());
             let observer: Arc<dyn Observer> = Arc::clone(telemetry) as _;
             background.spawn(review(Arc::clone(publisher), targets, observer, self.stop.clone()));
@@ -246,8 +238,8 @@ impl Relay {
         let pipeline = Arc::downgrade(&self.pipeline);
         background.spawn(keep_documents(pipeline, sources.to_vec(), self.stop.clone()));
         let (Some(spool), Some(table)) = (&self.fixed.spool, &self.config.spool) else { return };
-        for publisher in &self.pipeline.publishers {
-            if let Some(drain) = self.drains.get(publisher.id().index()) {
+        for publisher in self.pipeline.publishers.iter().flatten() {
+            if let Some(drain) = self.drains.get(&publisher.id().index()) {
                 drain.send_replace(Arc::clone(publisher));
                 continue;
             }
@@ -261,22 +253,20 @@ impl Relay {
                 observer: self.fixed.observer(),
             };
             self.fixed.drains.spawn(drain.run(self.fixed.stop_drains.clone()));
-            self.drains.push(sender);
+            self.drains.insert(publisher.id().index(), sender);
         }
     }
 
     /// Closes the sinks of `before` that are not wanted any more, once nothing needs them.
     fn retire(&self, before: &Arc<Pipeline>) {
-        for publisher in &before.publishers {
-            let index = publisher.id().index();
-            let replaced = !Arc::ptr_eq(publisher, &self.pipeline.publishers[index]);
-            if !replaced && self.config.sinks.contains_key(publisher.id().name()) {
+        for publisher in before.publishers.iter().flatten() {
+            if self.publisher(publisher.id()).is_some_and(|now| Arc::ptr_eq(now, publisher)) {
                 continue;
             }
             let retired = Retired {
                 publisher: Arc::clone(publisher),
                 pipeline: Arc::downgrade(before),
-                drain: self.drains.get(index).map(watch::Sender::subscribe),
+                drain: self.drains.get(&publisher.id().index()).map(watch::Sender::subscribe),
                 spool: self.fixed.spool.clone(),
             };
             self.fixed.background.spawn(retired.close(self.fixed.stop_background.clone()));

@@ -63,7 +63,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
     let telemetry = Telemetry::new(config.dedup.redis.is_some());
     let routes: Vec<_> = parts.router.names().cloned().collect();
-    telemetry.adopt(&ids, &parts.sources, ids.sinks(), &routes);
+    telemetry.make_room(&ids);
+    telemetry.adopt(&parts.sources, ids.sinks(), &routes);
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
@@ -82,6 +83,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         spool: spool.clone(),
         dedup,
         fetch: Arc::new(parts.fetcher.clone()),
+        events: TaskTracker::new(),
         background: background.clone(),
         stop_background: stops.background.clone(),
         drains: drains.clone(),
@@ -202,7 +204,7 @@ async fn shut_down(
     within(limit.remaining().max(pipeline.reply_deadline), "publishes from the spool", drains.wait()).await;
 
     let deadline = Deadline::after(CLOSE_LIMIT);
-    for publisher in &pipeline.publishers {
+    for publisher in pipeline.publishers.iter().flatten() {
         let closed = publisher.sink().close(deadline);
         within(deadline.remaining(), "closing a sink", closed).await;
     }

@@ -262,8 +262,8 @@ pub(crate) async fn shelf(command: &Command, dead: bool, config: &Config, as_jso
     let table = config.spool.as_ref().context("there is no [spool] in the config")?;
     let keeper = Keeper::find(config, table)?;
     let (verb, sinks, numbers, limit) = match &command.action {
-        Action::List { sink, limit } => (Verb::List, of(sink.as_deref(), config, table), None, *limit),
-        Action::Export { sink } => (Verb::Show, of(sink.as_deref(), config, table), None, usize::MAX),
+        Action::List { sink, limit } => (Verb::List, keeper.sinks(sink.as_deref(), config), None, *limit),
+        Action::Export { sink } => (Verb::Show, keeper.sinks(sink.as_deref(), config), None, usize::MAX),
         Action::Show(One { sink, number }) => (Verb::Show, vec![sink.clone()], Some(vec![*number]), 1),
         Action::Replay(some) => (Verb::Replay, vec![some.sink.clone()], some.numbers(), usize::MAX),
         Action::Drop(some) => (Verb::Drop, vec![some.sink.clone()], some.numbers(), usize::MAX),
@@ -308,6 +308,15 @@ pub(crate) async fn shelf(command: &Command, dead: bool, config: &Config, as_jso
 }
 
 impl Keeper {
+    /// The sinks that are meant: `one`, or all that it has something of.
+    fn sinks(&self, one: Option<&str>, config: &Config) -> Vec<String> {
+        match (one, self) {
+            (Some(sink), _) => vec![sink.to_owned()],
+            (None, Self::Here(spool)) => spool.state().into_iter().map(|state| state.sink.name().to_owned()).collect(),
+            (None, Self::Elsewhere { .. }) => config.sinks.keys().cloned().collect(),
+        }
+    }
+
     /// The number of the last message that is there now.
     async fn last(&self, request: &Request) -> anyhow::Result<u64> {
         let mut request = Request { verb: Verb::List, limit: PAGE, ..request.clone() };
@@ -324,11 +333,6 @@ impl Chosen {
     fn numbers(&self) -> Option<Vec<u64>> {
         (!self.all).then(|| self.numbers.clone())
     }
-}
-
-fn of(sink: Option<&str>, config: &Config, table: &SpoolConfig) -> Vec<String> {
-    let sinks = || config.sinks.keys().cloned().chain(table.strangers(&assemble::sink_ids(config)));
-    sink.map_or_else(|| sinks().collect(), |sink| vec![sink.to_owned()])
 }
 
 fn print(out: &mut impl Write, lines: &[Line], verb: Verb, as_json: bool) -> io::Result<()> {

@@ -53,13 +53,18 @@ impl Telemetry {
         })
     }
 
-    /// Gets ready to observe what a config has. `sinks` are those of the config, each after all whose places are before its own.
-    pub(crate) fn adopt(&self, ids: &Ids, sources: &[Arc<Source>], sinks: &[SinkId], routes: &[Arc<str>]) {
-        let mut credentials: Vec<_> =
+    /// Gets ready to observe what has a place in `ids`.
+    pub(crate) fn make_room(&self, ids: &Ids) {
+        self.metrics.make_room(ids.sinks());
+        self.log.make_room(ids.sources().len(), ids.sinks().len());
+        self.health.make_room(ids.sinks());
+    }
+
+    /// Shows what a config has, for which there is room.
+    pub(crate) fn adopt(&self, sources: &[Arc<Source>], sinks: &[SinkId], routes: &[Arc<str>]) {
+        let credentials: Vec<_> =
             sources.iter().map(|source| (source.id().clone(), source.verifier().credentials())).collect();
-        credentials.sort_by_key(|(id, _)| id.index());
-        self.metrics.adopt(&credentials, ids.sinks(), routes);
-        self.log.adopt(ids.sources().len(), ids.sinks().len());
+        self.metrics.adopt(&credentials, routes);
         self.health.adopt(sinks);
     }
 

@@ -226,7 +226,7 @@ impl TestEvent {
         let declare = |sink: &Arc<FakeSink>| SinkDeclaration { id: sink.id().clone(), addressing: sink.addressing() };
         let publisher = |sink: &Arc<FakeSink>| {
             let (id, sink) = (sink.id().clone(), Arc::clone(sink) as Arc<dyn Sink>);
-            Arc::new(Publisher::new(id, sink, IN_FLIGHT_MAX, Arc::clone(observer)))
+            Some(Arc::new(Publisher::new(id, sink, IN_FLIGHT_MAX, Arc::clone(observer))))
         };
         let declared: Vec<_> = sinks.iter().map(declare).collect();
         Pipeline {

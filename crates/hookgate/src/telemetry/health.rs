@@ -65,14 +65,19 @@ impl Health {
         }
     }
 
+    /// Makes room for `sinks`, each at its index. None of them matters before a config has it.
+    pub(super) fn make_room(&self, sinks: &[SinkId]) {
+        let (mut all, now) = (lock(&self.sinks), Instant::now());
+        let known = all.len();
+        all.extend(
+            sinks.iter().skip(known).map(|sink| PartHealth { wanted: false, ..PartHealth::new(sink.name(), now) }),
+        );
+    }
+
     /// `sinks` are those of the config; what is known of others does not matter any more.
     pub(super) fn adopt(&self, sinks: &[SinkId]) {
-        let mut all = lock(&self.sinks);
-        for known in all.iter_mut() {
+        for known in lock(&self.sinks).iter_mut() {
             known.wanted = sinks.iter().any(|sink| sink.name() == known.name);
-        }
-        for sink in sinks.iter().filter(|sink| sink.index() >= all.len()).collect::<Vec<_>>() {
-            all.push(PartHealth::new(sink.name(), Instant::now()));
         }
     }
 
@@ -189,6 +194,7 @@ mod tests {
     fn a_sink_that_was_reached_once_keeps_the_process_ready() {
         let sink = SinkId::new(0, "js");
         let health = Health::new(true);
+        health.make_room(std::slice::from_ref(&sink));
         health.adopt(std::slice::from_ref(&sink));
         assert_eq!(health.ready(None).reason, Some("starting"));
         health.started();
@@ -208,6 +214,7 @@ mod tests {
     fn a_spool_that_can_be_written_to_makes_ready_without_any_sink() {
         let sink = SinkId::new(0, "js");
         let health = Health::new(false);
+        health.make_room(std::slice::from_ref(&sink));
         health.adopt(std::slice::from_ref(&sink));
         health.started();
         assert!(health.ready(Some(None)).ready);

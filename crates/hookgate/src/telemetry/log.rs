@@ -89,7 +89,7 @@ impl Log {
     }
 
     /// Makes room for so many sources and sinks.
-    pub(super) fn adopt(&self, sources: usize, sinks: usize) {
+    pub(super) fn make_room(&self, sources: usize, sinks: usize) {
         let (mut all_sources, mut failures) = (self.sources.load().to_vec(), self.failures.load().to_vec());
         all_sources.resize_with(sources.max(all_sources.len()), || Arc::new(SourceLimiters::new()));
         failures.resize_with(sinks.max(failures.len()), || Arc::new(std::array::from_fn(|_| Limiter::default())));

@@ -53,11 +53,11 @@ pub(super) struct Metrics {
 
 /// The handles of all series.
 struct Series {
-    /// Those of the config and of the ones before it, at their indices.
-    sources: ArcSwap<Vec<Arc<SourceMetrics>>>,
+    /// Those of the config and of the ones before it, by their indices.
+    sources: ArcSwap<HashMap<usize, Arc<SourceMetrics>>>,
     /// For paths that are nobody's.
     unknown_source: Arc<SourceMetrics>,
-    /// As those of the sources.
+    /// The same, at their indices.
     sinks: ArcSwap<Vec<Arc<SinkMetrics>>>,
     /// Those of the config, by their names.
     routes: ArcSwap<HashMap<Arc<str>, Vec<Counter>>>,
@@ -172,20 +172,26 @@ impl Metrics {
         Self { handle: recorder.handle(), recorder, process, series }
     }
 
+    /// Makes the series of `sinks`, each at its index, that are not there yet.
+    pub(super) fn make_room(&self, sinks: &[SinkId]) {
+        metrics::with_local_recorder(&self.recorder, || {
+            let mut all = self.series.sinks.load().to_vec();
+            let known = all.len();
+            all.extend(sinks.iter().skip(known).map(|id| Arc::new(SinkMetrics::new(id.name()))));
+            self.series.sinks.store(Arc::new(all));
+        });
+    }
+
     /// Makes the series of what a config has; those that are there already go on. `sources` with everything that can verify
     /// their requests.
-    pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], sinks: &[SinkId], routes: &[Arc<str>]) {
+    pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], routes: &[Arc<str>]) {
         metrics::with_local_recorder(&self.recorder, || {
             let series = &self.series;
-            let (mut all_sources, mut all_sinks) = (series.sources.load().to_vec(), series.sinks.load().to_vec());
+            let mut all_sources = HashMap::clone(&series.sources.load());
             for (id, credentials) in sources {
-                place(&mut all_sources, id.index(), Arc::new(SourceMetrics::new(id.name(), credentials)));
-            }
-            for id in sinks.iter().skip(all_sinks.len()) {
-                place(&mut all_sinks, id.index(), Arc::new(SinkMetrics::new(id.name())));
+                all_sources.insert(id.index(), Arc::new(SourceMetrics::new(id.name(), credentials)));
             }
             series.sources.store(Arc::new(all_sources));
-            series.sinks.store(Arc::new(all_sinks));
             let count = |route: &Arc<str>, result: &RouteResult| counter!("hookgate_route_events_total", "route" => route.to_string(), "result" => result.label());
             let counters = |route: &Arc<str>| RouteResult::ALL.iter().map(|result| count(route, result)).collect();
             let mut all_routes = HashMap::clone(&series.routes.load());
@@ -217,22 +223,11 @@ impl Metrics {
 
     fn source(&self, source: Option<&SourceId>) -> Arc<SourceMetrics> {
         let sources = self.series.sources.load();
-        Arc::clone(source.and_then(|source| sources.get(source.index())).unwrap_or(&self.series.unknown_source))
+        Arc::clone(source.and_then(|source| sources.get(&source.index())).unwrap_or(&self.series.unknown_source))
     }
 
     fn sink(&self, sink: &SinkId) -> Arc<SinkMetrics> {
         Arc::clone(&self.series.sinks.load()[sink.index()])
-    }
-}
-
-/// Puts `new` at `index`, which is one of those that are there or the next.
-fn place<T>(all: &mut Vec<T>, index: usize, new: T) {
-    match all.get_mut(index) {
-        Some(old) => *old = new,
-        None => {
-            assert_eq!(index, all.len(), "names get their places one after the other");
-            all.push(new);
-        }
     }
 }
 
@@ -654,11 +649,8 @@ mod tests {
     fn every_series_exists_before_the_first_event() {
         let credential = Credential { scheme: "bearer", secret: "env:OPENCLAW_TOKEN".into() };
         let metrics = Metrics::new(true);
-        metrics.adopt(
-            &[(SourceId::new(0, "openclaw"), vec![credential])],
-            &[SinkId::new(0, "events")],
-            &["all".into()],
-        );
+        metrics.make_room(&[SinkId::new(0, "events")]);
+        metrics.adopt(&[(SourceId::new(0, "openclaw"), vec![credential])], &["all".into()]);
         let page = metrics.render(0, None);
         for series in [
             r#"hookgate_events_total{source="openclaw",outcome="unavailable"} 0"#,
@@ -684,10 +676,11 @@ mod tests {
     fn an_event_is_counted_where_it_belongs() {
         let (source, sink) = (SourceId::new(0, "openclaw"), SinkId::new(0, "events"));
         let metrics = Metrics::new(false);
-        metrics.adopt(&[(source.clone(), Vec::new())], std::slice::from_ref(&sink), &[]);
+        metrics.make_room(std::slice::from_ref(&sink));
+        metrics.adopt(&[(source.clone(), Vec::new())], &[]);
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         // What is counted goes on under another config.
-        metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[], &[]);
+        metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[]);
         let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
         metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
         let page = metrics.render(1, None);
