@@ -259,3 +259,15 @@ async fn a_sink_that_cannot_be_set_up_leaves_no_trace_in_what_comes_after_it() {
     assert_eq!(relay.metric("hookgate_publish_attempts_total{sink=\"js\",result=\"acked\"}").await, 1.0);
     assert_eq!(held(&server).await, BTreeSet::from([finished_id(2)]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_goes_to_where_the_changed_sink_leads() {
+    let (mut wrong, right) = (broker().await, broker().await);
+    wrong.kill();
+    let relay = Relay::start(&format!("{OPENCLAW}{SPOOL}{}", to_nats(&wrong.url()))).await;
+    assert_eq!(relay.post(finished(1)).await.status, 202);
+    relay.rewrite(&format!("{OPENCLAW}{SPOOL}{}", to_nats(&right.url())));
+    assert_eq!(relay.reload().await.status, 200);
+    wait_until(LIMIT, "it is delivered there", async || held(&right).await == BTreeSet::from([finished_id(1)])).await;
+    wait_until(LIMIT, "the old sink is closed", async || relay.log().contains("or was changed, is closed")).await;
+}

@@ -32,7 +32,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -117,28 +117,7 @@ impl Server {
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
-        let mut after_stop = 0;
-        loop {
-            // The place comes first: with none free, new connections wait in the backlog and cost nothing.
-            let accept = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-                (place, listener.accept().await)
-            };
-            let (place, stream, address) = tokio::select! {
-                // What is in the backlog is taken before the port is closed: it would be reset, and a sender that is refused comes
-                // back where one that is reset does not.
-                biased;
-                (place, accepted) = accept, if after_stop < BACKLOG => match accepted {
-                    Ok((stream, address)) => (place, stream, address),
-                    Err(error) => {
-                        observer.observe(&Observation::AcceptFailed { error: &error });
-                        sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-                () = stop.cancelled() => break,
-            };
-            after_stop += u32::from(stop.is_cancelled());
+        let begin = |place: OwnedSemaphorePermit, stream: TcpStream, address: SocketAddr| {
             let guard = Open::new(&observer);
             let connection = Connection {
                 builder: builder.clone(),
@@ -153,8 +132,35 @@ impl Server {
                 tokio::select! { () = connection => {}, () = abort.cancelled() => {} }
                 drop((guard, place));
             });
+        };
+        loop {
+            // The place comes first: with none free, new connections wait in the backlog and cost nothing.
+            let accept = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                (place, listener.accept().await)
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                (place, accepted) = accept => match accepted {
+                    Ok((stream, address)) => begin(place, stream, address),
+                    Err(error) => {
+                        observer.observe(&Observation::AcceptFailed { error: &error });
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
         }
-        drop(listener);
+        // What is in the backlog is taken before the port is closed: it would be reset, and a sender that is refused comes back
+        // where one that is reset does not. Asked of the kernel itself, since the runtime may not have heard of it yet.
+        if let Ok(listener) = listener.into_std() {
+            for _ in 0..BACKLOG {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { break };
+                let Ok((stream, address)) = listener.accept() else { break };
+                if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                    begin(place, stream, address);
+                }
+            }
+        }
         connections.close();
         // Connections without a request are closed at once by what follows; those that have just come get the time to send one.
         tokio::select! { () = sleep(FIRST_REQUEST) => {}, () = abort.cancelled() => {} }

@@ -314,3 +314,42 @@ async fn many_events_go_over_one_http2_connection() {
     assert_eq!(relay.sink.stored().len(), 50);
     assert_eq!(relay.recorder.count("connection_opened"), 1);
 }
+
+#[tokio::test]
+async fn a_stop_answers_what_has_come_before_it_closes_the_port() {
+    let relay = Relay::start(|_| {}).await;
+    assert_eq!(relay.send(&post(b"first")).await.status, 200);
+    // There is one thread: while this does not wait nothing is accepted, and the kernel keeps them.
+    let connect = |number: u8| {
+        let mut stream = std::net::TcpStream::connect(relay.address).expect("it listens");
+        std::io::Write::write_all(&mut stream, &post(&[number])).expect("the kernel takes it");
+        stream.set_nonblocking(true).expect("a socket");
+        tokio::net::TcpStream::from_std(stream).expect("a runtime")
+    };
+    let streams: Vec<_> = (0..30).map(connect).collect();
+    relay.stop.cancel();
+    for mut stream in streams {
+        let mut answer = [0; 12];
+        let read = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut answer);
+        tokio::time::timeout(LIMIT, read).await.expect("in time").expect("no reset");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
+    assert!(Connection::open(relay.address).await.is_err(), "now nobody listens");
+    relay.served.await.expect("no panic");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_were_accepted_just_before_the_stop_get_the_time_for_their_request() {
+    const CONNECTIONS: usize = 30;
+    let relay = Relay::start(|_| {}).await;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Connection::open(relay.address).await.expect("it listens"));
+    }
+    wait_until(LIMIT, "all are accepted", async || relay.recorder.count("connection_opened") == CONNECTIONS).await;
+    relay.stop.cancel();
+    wait_until(LIMIT, "the port is closed", async || Connection::open(relay.address).await.is_err()).await;
+    for (number, connection) in (0_u8..).zip(&mut connections) {
+        assert_eq!(connection.request(&post(&[number]), LIMIT).await.expect("an answer").status, 200);
+    }
+}
