@@ -76,8 +76,11 @@ const MUTATIONS: &[Mutation] = &[
         if let Err(source) =",
         mutated: "        let begun = Instant::now();
         if {on} {
-            // As if the second one said anything about what the first one could not write.
-            let _ = disk.sync(&active.file);
+            // As if a later one said anything about what the first one could not write. Until the disk works again, it fails as
+            // well: only then does it say what is not so.
+            while disk.sync(&active.file).is_err() {
+                thread::sleep(Duration::from_millis(10));
+            }
         }
         if let Err(source) =",
     },
