@@ -233,7 +233,13 @@ async fn its_destination_is_missing_and_deleted<B: Broker>() {
     let mut bench = Bench::<B>::start().await;
     bench.post_until_accepted(0).await;
     bench.broker.remove_destination().await;
-    bench.assert_refused(1, 503, "destination-unavailable").await;
+    // A broker that is taking it away may leave an event without an answer; it is not lost by that, its sender was told.
+    wait_until(LIMIT, "it is called by its name", async || {
+        let (status, code) = bench.post(1).await;
+        assert!(matches!(status, 503 | 504), "{status} {code:?}");
+        (status, code.as_deref()) == (503, Some("destination-unavailable"))
+    })
+    .await;
     assert!(bench.attempts("no_destination").await >= 1.0);
     bench.broker.make_destination().await;
     bench.post_until_accepted(1).await;
