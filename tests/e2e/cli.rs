@@ -17,6 +17,35 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+#[test]
+fn every_value_is_shown_with_where_it_comes_from() {
+    let config = "[server]\nlisten = \"127.0.0.1:1\"\n[sources.github]\npath = \"/github\"\npreset = \"github\"\n\
+                  secrets = [{ env = \"NOT_READ\" }, \"hunter2\"]\nattributes = { sender = \"/who\" }\n";
+    let dir = dir_with(&format!("{config}{TO_FILE}"));
+    let environment = [("HOOKGATE_SERVER__MAX_BODY", "3 MiB"), ("HOOKGATE_SOURCES__GITHUB__BODY", "json")];
+    let shown = run_to_end(dir.path(), &["config", "--effective"], &environment);
+    let shown = text(&shown.stdout);
+    for (value, origin) in [
+        ("server.listen = \"127.0.0.1:1\"", "relay.toml:2"),
+        ("server.max_body = \"3 MiB\"", "environment variable HOOKGATE_SERVER__MAX_BODY"),
+        ("server.keep_alive = \"1m 15s\"", "default"),
+        ("sources.github.verify[0].header = [\"X-Hub-Signature-256\"]", "preset github"),
+        ("sources.github.verify[0].secrets[0].env = \"NOT_READ\"", "relay.toml:6"),
+        ("sources.github.verify[0].secrets[1] = \"[redacted]\"", "relay.toml:6"),
+        ("sources.github.attributes.sender = [\"/who\"]", "relay.toml:7"),
+        ("sources.github.attributes.action = [\"/action\"]", "preset github"),
+        ("sources.github.body = \"json\"", "environment variable HOOKGATE_SOURCES__GITHUB__BODY"),
+        ("sources.github.dedup.on_mismatch = \"duplicate\"", "default"),
+    ] {
+        let line = shown.lines().find(|line| line.starts_with(value));
+        assert!(line.is_some_and(|line| line.ends_with(&format!("# {origin}"))), "{value}: {line:?} in\n{shown}");
+    }
+    assert!(!shown.contains("hunter2"));
+    let schema = run_to_end(dir.path(), &["config", "--schema"], &[]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).expect("JSON");
+    assert_eq!(schema["additionalProperties"], false);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shipped_config_runs_with_no_broker() {
     let shipped =
@@ -90,7 +119,7 @@ fn a_config_with_many_mistakes_is_told_all_of_them() {
         "routes[0].when: there is no source \"nobody\"",
         "routes[0].to[0].sink: there is no sink \"evnts\"",
         "routes[0].to[1].subject: is not for the sink events, which has one place only",
-        "(set in relay.toml)",
+        "relay.toml:5:9: sources.openclaw.path",
     ] {
         assert!(message.contains(part), "{part} is missing in:\n{message}");
     }

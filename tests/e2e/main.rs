@@ -13,6 +13,7 @@ mod fan_out;
 #[path = "../../crates/sink-kafka/tests/common/topics.rs"]
 mod kafka_topics;
 mod main_job;
+mod mistakes;
 mod nats_faults;
 mod nemesis;
 mod outbound;

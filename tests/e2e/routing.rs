@@ -1,11 +1,12 @@
 //! What routes do with events, as senders, consumers and operators see it.
 
 use hookgate_testkit::{
+    http::request,
     nats::{NatsConfig, NatsServer},
     process::wait_until,
 };
 
-use crate::relay::{LIMIT, OPENCLAW, Relay, create_stream, run_to_end};
+use crate::relay::{LIMIT, OPENCLAW, Relay, TO_FILE, create_stream, run_to_end};
 
 const ROUTES: &str = r#"
     [[routes]]
@@ -112,4 +113,47 @@ fn explain_shows_what_each_rule_looks_at() {
     let values = serde_json::json!({ "attr.status": "error", "json/durationMs": "2000" });
     assert_eq!(rule(1), serde_json::json!({ "route": "failed", "held": true, "values": values }));
     assert_eq!(verdict["destinations"][0]["redacted"], "/job/delivery /summary");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_route_sets_travels_in_headers_by_way_of_the_spool_and_into_files() {
+    const SET: &str = r#"headers = { "x-job" = "job {attr.job}", "x-run" = "{event_id}", "user-agent" = "hookgate" }"#;
+    let mut server = NatsServer::start(NatsConfig::default()).await;
+    create_stream(&server).await;
+    let openclaw = OPENCLAW.replace("preset", "forward_headers = [\"user-agent\", \"x-other\"]\npreset");
+    let tables = format!(
+        "{openclaw}[spool]\ndir = \"spool\"\nmin_free = \"1 MiB\"\n\
+         [sinks.js]\ntype = \"nats\"\nservers = [\"{}\"]\nstream = \"HOOKS\"\nallow = [\"openclaw.*.*\"]\n\
+         [sinks.events]\ntype = \"file\"\ndir = \"events\"\n\
+         [[routes]]\nto = [{{ sink = \"js\", subject = \"openclaw.all.{{attr.job}}\", {SET} }}, {{ sink = \"events\", {SET} }}]\n",
+        server.url()
+    );
+    let relay = Relay::start_with(&tables, &[("HOOKGATE_SERVER__REPLY_DEADLINE", "1s")]).await;
+    wait_until(LIMIT, "it is connected", async || relay.ready().await.1["sinks"][0]["up"] == true).await;
+    assert_eq!(relay.post(run("a\\nb: ü%", 1, "")).await.json()["outcome"], "delivered");
+    server.kill();
+    assert_eq!(relay.post(run("a\\nb: ü%", 2, "")).await.json()["outcome"], "spooled");
+    server.restart().await;
+    wait_until(LIMIT, "the spool is empty", async || relay.metric("hookgate_spool_events{sink=\"js\"}").await == 0.0)
+        .await;
+    let messages = server.wire().await.read_stream("HOOKS").await;
+    assert_eq!(messages.len(), 2);
+    for message in messages {
+        assert_eq!(message.header("x-job"), Some("job a%0Ab: %C3%BC%25"));
+        assert_eq!(message.header("x-run"), message.header("ce-id"));
+        assert_eq!(message.header("user-agent"), Some("hookgate"), "not the sender's");
+    }
+    assert_eq!(relay.stored()[0]["headers"]["x-job"], "job a%0Ab: %C3%BC%25");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_rule_sees_the_token_of_a_source() {
+    let tables = format!(
+        "[sources.own]\npath = \"/own\"\nverify = [{{ scheme = \"header\", header = \"X-Token\", secrets = [\"t0ken\"] }}]\n\
+         {TO_FILE}[[routes]]\nname = \"token\"\nwhen = 'headers[\"x-token\"] != \"\"'\ndrop = true\n"
+    );
+    let relay = Relay::start(&tables).await;
+    let answer = relay.send(&request("POST", "/own", &[("x-token", "t0ken")], b"{}")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(decided(&relay, "token", "incomplete").await, 1.0, "it is not there for rules");
 }

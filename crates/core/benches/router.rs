@@ -23,7 +23,7 @@ fn routes(count: usize, rule: impl Fn(usize) -> Option<String>) -> Router {
     // One that holds, after all the others.
     all.push(json!({ "to": [{ "sink": "s", "subject": "b" }] }));
     let routes: Vec<RouteConfig> = serde_json::from_value(all.into()).expect("well-formed");
-    let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing: Addressing::Subject }];
+    let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing: Addressing::Subject, allow: Vec::new() }];
     let sources = [SOURCE.to_owned(), "other".to_owned()];
     let names = Names { sinks: &sinks, sources: &sources, attributes: &["status".to_owned()] };
     Router::compile(&routes, &UnroutedConfig::default(), &names).unwrap_or_else(|problems| panic!("{problems:?}"))

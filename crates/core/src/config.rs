@@ -2,9 +2,10 @@
 //!
 //! Every type reads a string too, since an environment variable is always text.
 
-use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Something in the configuration that has to be mended before hookgate can start.
@@ -47,6 +48,22 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
         None => format!("there is no {what} {name:?}; known: {}", known.join(", ")),
     }
 }
+
+/// Gives `$type` a JSON Schema by hand, since serde's derive does not read it.
+macro_rules! schema {
+    ($type:ty, $name:literal, $schema:tt) => {
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $name.into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!($schema)
+            }
+        }
+    };
+}
+pub(crate) use schema;
 
 /// A number of bytes, written with a unit: `"2 MiB"`, `"64KiB"`, `"1 GB"`, or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +109,20 @@ impl Serialize for ByteLimit {
         serializer.collect_str(self)
     }
 }
+
+schema!(ByteLimit, "Size", {
+    "type": ["string", "integer"],
+    "description": "A number of bytes with a unit, like \"2 MiB\", \"64KiB\" or \"1 GB\"; without one it is bytes.",
+});
+
+/// What stands for a duration in the JSON Schema, where [`duration`] reads it.
+#[derive(Debug)]
+pub struct DurationText(());
+
+schema!(DurationText, "Duration", {
+    "type": "string",
+    "description": "A span of time with its unit, like \"2500ms\", \"10s\", \"5m\" or \"24h\". A bare number is refused.",
+});
 
 /// Reads and writes a [`Duration`] with its unit, like `"2500ms"` or `"24h"`; for `#[serde(with = "…")]`.
 ///
@@ -167,6 +198,21 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
+impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("OneOrMany{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<T>();
+        json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+    }
+}
+
 /// Reads any scalar as the text that the operator wrote.
 pub(crate) fn text<'de, D: Deserializer<'de>>(expected: &'static str, deserializer: D) -> Result<String, D::Error> {
     deserializer.deserialize_any(Lenient { expected, parse: |text| Ok(text.to_owned()) })
@@ -184,6 +230,14 @@ pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Err
             Ok(count) => Ok(count),
         },
     })
+}
+
+/// Reads a count that may be absent; for `#[serde(deserialize_with = "…")]`.
+///
+/// # Errors
+/// As [`count`].
+pub fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    count(deserializer).map(Some)
 }
 
 /// Reads a yes or no, also from the text of an environment variable; for `#[serde(deserialize_with = "…")]`.

@@ -68,6 +68,9 @@ struct Head<'a> {
     /// What was taken out of the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     redacted: Option<Cow<'a, str>>,
+    /// Those that the route set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    route_headers: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 /// `message` as a record.
@@ -95,6 +98,7 @@ pub fn encode(message: &Message) -> Bytes {
         target: Cow::Borrowed(&leg.target),
         shares_sink: leg.shares_sink,
         redacted: leg.redacted.as_ref().map(|redacted| redacted.pointers.as_str().into()),
+        route_headers: pairs(&leg.headers),
     };
     let mut record = vec![VERSION, 0, 0, 0, 0];
     serde_json::to_writer(&mut record, &head).expect("text, numbers and lists of them are JSON, and memory takes them");
@@ -162,6 +166,7 @@ pub fn decode(record: &Bytes, sink: &SinkId, sources: &[SourceId]) -> Result<Mes
         required: true,
         ack: Ack::Broker,
         shares_sink: head.shares_sink,
+        headers: pairs(&head.route_headers).into(),
         redacted: head.redacted.map(|pointers| Redacted { body: event.body.clone(), pointers: pointers.into_owned() }),
     };
     Ok(Message { event: Arc::new(Authenticated::from_spool(event)), leg })

@@ -188,10 +188,11 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
         let detail = Some("neither an event nor a handshake".to_owned());
         return Verdict { status: 405, reason: Some("method"), detail, ..verdict };
     }
-    let event = match source.identify(request) {
+    let inflated = source.inflate(request).map_err(|error| error.to_string());
+    let event = match inflated.and_then(|request| source.identify(request).map_err(|malformed| malformed.to_string())) {
         Ok(event) => event,
         Err(malformed) => {
-            let detail = Some(malformed.to_string());
+            let detail = Some(malformed);
             return Verdict { status: 400, reason: Some("malformed_event"), detail, ..verdict };
         }
     };

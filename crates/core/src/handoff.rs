@@ -1,5 +1,7 @@
 //! The last proofs: that every required destination has the event, and that a 2xx is therefore true.
 
+use std::time::Duration;
+
 use crate::{
     auth::AuthFailure,
     event::{EventId, EventKey},
@@ -102,6 +104,12 @@ pub enum Refused {
     /// It is no event.
     #[error(transparent)]
     Malformed(Malformed),
+    /// Its source sends more than the config says; it may be sent again after this time.
+    #[error("the source sends more than its max_rate")]
+    RateLimited(Duration),
+    /// There is no room for it, once it is decompressed.
+    #[error("too many body bytes are in flight")]
+    Overloaded,
     /// No route takes it.
     #[error("no route takes this event")]
     Unrouted,

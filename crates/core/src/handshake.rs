@@ -8,6 +8,7 @@ mod template;
 use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, Method};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use self::template::Template;
@@ -27,7 +28,7 @@ const CHALLENGE_BYTES_MAX: usize = 16 * 1024;
 const VALUE_BYTES_MAX: usize = 4096;
 
 /// A rule for one kind of challenge.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChallengeConfig {
     /// `"POST"` (default), `"GET"`, `"HEAD"` or `"OPTIONS"`.
@@ -64,7 +65,7 @@ fn ok() -> u16 {
 }
 
 /// The method of a challenge.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "RFC 9110 says it")]
 pub enum ChallengeMethod {
@@ -88,7 +89,7 @@ impl ChallengeMethod {
 }
 
 /// One thing that a challenge has.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChallengeCondition {
     /// The place.
@@ -136,6 +137,12 @@ impl<'de> Deserialize<'de> for ChallengeField {
     }
 }
 
+config::schema!(ChallengeField, "ChallengePlace", {
+    "type": "string",
+    "description": "A place in a request: a part of the query, like \"query:challenge\", a header, like \"header:x-hook-secret\", or a JSON \
+        pointer into the body, like \"/challenge\".",
+});
+
 impl Serialize for ChallengeField {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -155,6 +162,11 @@ impl<'de> Deserialize<'de> for WebhookRate {
         }
     }
 }
+
+config::schema!(WebhookRate, "WebhookRate", {
+    "type": ["string", "integer"],
+    "description": "A number of requests a minute, or \"*\" for as many as the sender likes.",
+});
 
 impl Serialize for WebhookRate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

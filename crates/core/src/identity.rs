@@ -1,12 +1,14 @@
 //! What a request is called: its event id, type and attributes, read from verified headers and body.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
+    config,
     event::EventId,
     json::{JsonError, Pointer, Value, WatchedPaths},
 };
@@ -20,6 +22,9 @@ pub enum Malformed {
     /// Two values stand where one is read from.
     #[error("the body is ambiguous: {0}")]
     Ambiguous(JsonError),
+    /// It says that it is compressed, and cannot be decompressed.
+    #[error("the body cannot be decompressed: {0}")]
+    NotDecompressed(String),
     /// A header that the event id is read from was sent more than once.
     #[error("the header {0} was sent more than once")]
     RepeatedHeader(HeaderName),
@@ -74,6 +79,11 @@ impl<'de> Deserialize<'de> for FieldRef {
     }
 }
 
+config::schema!(FieldRef, "Place", {
+    "type": "string",
+    "description": "A place in a request: a JSON pointer into the body, like \"/job/id\", or a header, like \"header:x-github-delivery\".",
+});
+
 impl Serialize for FieldRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -123,6 +133,22 @@ impl<'de> Deserialize<'de> for IdCandidate {
     }
 }
 
+impl JsonSchema for IdCandidate {
+    fn schema_name() -> Cow<'static, str> {
+        "EventId".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let place = generator.subschema_for::<FieldRef>();
+        json_schema!({
+            "description": "Places whose values are the id together, like [\"/jobId\", \"/runAtMs\"], or one place; \"body-sha256\", the \
+                hash of the body, which is always there; or \"unique\", a new id for every request, for senders whose events cannot be \
+                told from repeats.",
+            "anyOf": [place, { "enum": ["body-sha256", "unique"] }, { "type": "array", "items": place, "minItems": 1 }],
+        })
+    }
+}
+
 impl Serialize for IdCandidate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -164,6 +190,20 @@ impl<'de> Deserialize<'de> for TypeRule {
     }
 }
 
+impl JsonSchema for TypeRule {
+    fn schema_name() -> Cow<'static, str> {
+        "TypeRule".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (place, named) = (generator.subschema_for::<FieldRef>(), generator.subschema_for::<NamedType>());
+        json_schema!({
+            "description": "The text at a place, as the sender wrote it, or a name of our own when the event's fields are as stated.",
+            "anyOf": [place, named],
+        })
+    }
+}
+
 impl Serialize for TypeRule {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -174,7 +214,7 @@ impl Serialize for TypeRule {
 }
 
 /// Gives an event its type when its fields are as stated.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedType {
     /// The event type, like `openclaw.run.finished`.
@@ -188,7 +228,7 @@ pub struct NamedType {
 }
 
 /// A place and the text that must stand there.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct FieldEquals {
     /// The place.
@@ -223,7 +263,7 @@ enum Candidate {
 }
 
 /// What becomes of an event that has none of the ids that its source names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 pub enum MissingId {
     /// Its id is the SHA-256 of its body, so that an exact repeat is one. The default.
     #[serde(rename = "body-sha256")]

@@ -17,6 +17,7 @@ pub mod explain;
 pub mod handoff;
 pub mod handshake;
 pub mod identity;
+pub mod intake;
 pub mod json;
 pub mod limits;
 pub mod message;

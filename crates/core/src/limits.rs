@@ -119,7 +119,13 @@ impl Reservation {
     ///
     /// Only now, with the body complete, does it count: slow senders cannot use up the places of the others.
     pub fn try_enter(self) -> Option<Admitted> {
-        self.admission.requests.try_take(1).then(|| Admitted(Arc::new(Entered { reservation: self })))
+        self.try_enter_beside(None)
+    }
+
+    /// The same, for a request that has a place of `another` kind already; it is kept as long as this one.
+    pub fn try_enter_beside(self, another: Option<Admitted>) -> Option<Admitted> {
+        let admitted = self.admission.requests.try_take(1);
+        admitted.then(|| Admitted(Arc::new(Entered { reservation: self, requests: 1, also: another })))
     }
 }
 
@@ -131,16 +137,29 @@ impl Drop for Reservation {
 
 /// One request in flight with the bytes it holds; dropping the last clone gives both back.
 #[derive(Debug, Clone)]
-pub struct Admitted(#[expect(dead_code, reason = "it is kept to be dropped")] Arc<Entered>);
+pub struct Admitted(Arc<Entered>);
 
 #[derive(Debug)]
 struct Entered {
     reservation: Reservation,
+    /// How many it counts as: none where it is only more bytes.
+    requests: u64,
+    #[expect(dead_code, reason = "it is kept to be dropped")]
+    also: Option<Admitted>,
+}
+
+impl Admitted {
+    /// The same, holding `bytes` more; `None` when the budget is spent.
+    pub(crate) fn and_bytes(self, bytes: u64) -> Option<Self> {
+        let mut reservation = self.0.reservation.admission.begin();
+        let grown = reservation.try_grow(bytes);
+        grown.then(|| Self(Arc::new(Entered { reservation, requests: 0, also: Some(self) })))
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.reservation.admission.requests.give_back(1);
+        self.reservation.admission.requests.give_back(self.requests);
     }
 }
 
@@ -160,8 +179,11 @@ mod tests {
         assert!(admission.begin().try_enter().is_none());
         drop(first);
         assert_eq!((admission.requests_in_flight(), admission.bytes_in_flight()), (1, 0));
+        let second = second.and_bytes(10).expect("room for ten");
+        assert_eq!((admission.requests_in_flight(), admission.bytes_in_flight()), (1, 10));
+        assert!(second.clone().and_bytes(1).is_none());
         drop(second);
-        assert_eq!(admission.requests_in_flight(), 0);
+        assert_eq!((admission.requests_in_flight(), admission.bytes_in_flight()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
+use http::HeaderName;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{auth::Authenticated, event::Event, route::Leg};
@@ -36,8 +37,8 @@ impl Message {
 
     /// Calls `each` with every header that travels with the message, names in lower case. Values are printable ASCII.
     ///
-    /// The CloudEvents attributes with their prefix `ce-`, the content type as itself, then hookgate's own, then the
-    /// sender's listed headers. Credentials are in none of them.
+    /// The CloudEvents attributes with their prefix `ce-`, the content type as itself, then hookgate's own, then those of the
+    /// route, then the sender's listed headers. Credentials are in none of them.
     ///
     /// Source: CloudEvents 1.0.2, NATS protocol binding, section 3.1 (binary content mode); values are percent-encoded as
     /// in its HTTP binding, section 3.1.3.2.
@@ -71,10 +72,36 @@ impl Message {
                 each("tracestate", &sent_value(state));
             }
         }
-        for (name, value) in &event.forwarded_headers {
+        for (name, value) in &*self.leg.headers {
+            each(name, value);
+        }
+        for (name, value) in self.forwarded_headers() {
             each(name, &sent_value(value));
         }
     }
+
+    /// The sender's headers that travel on. One that the route sets is the route's.
+    pub fn forwarded_headers(&self) -> impl Iterator<Item = &(Arc<str>, String)> {
+        let set = |name: &str| self.leg.headers.iter().any(|(of_route, _)| **of_route == *name);
+        self.event.forwarded_headers.iter().filter(move |(name, _)| !set(name))
+    }
+}
+
+/// The header `name`, if the config may choose it.
+///
+/// # Errors
+/// Why not, to follow the name.
+pub(crate) fn free_header(name: &str) -> Result<HeaderName, &'static str> {
+    const TRAVEL: [&str; 4] = ["content-type", "content-encoding", "traceparent", "tracestate"];
+    const TAKEN_PREFIXES: [&str; 3] = ["nats-", "ce-", "hookgate-"];
+    let header: HeaderName = name.parse().map_err(|_| "is not a header name")?;
+    if TRAVEL.contains(&header.as_str()) {
+        return Err("travels on anyway");
+    }
+    if TAKEN_PREFIXES.iter().any(|prefix| header.as_str().starts_with(prefix)) {
+        return Err("belongs to hookgate or the broker, which set it themselves");
+    }
+    Ok(header)
 }
 
 /// A value of ours, escaped as CloudEvents demands: blank, quote, `%`, and all that is not printable ASCII.

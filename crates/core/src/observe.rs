@@ -339,12 +339,16 @@ labels! {
         Method => "method",
         /// The body is longer than the source takes.
         TooLarge => "too_large",
+        /// The source takes no bodies of this type or encoding.
+        MediaType => "media_type",
         /// The body did not arrive in time.
         ReadTimeout => "read_timeout",
         /// The connection broke, or the body was framed wrongly, before its end.
         Truncated => "truncated",
         /// Too many requests in flight.
         InFlightLimit => "inflight_limit",
+        /// Too many requests of this source in flight.
+        SourceInFlightLimit => "source_inflight_limit",
         /// Too many body bytes in flight.
         Memory => "memory",
     }
@@ -379,6 +383,10 @@ labels! {
         Unrouted => "unrouted",
         /// It is no event.
         Malformed => "malformed",
+        /// Its source sends more than the config says.
+        RateLimited => "rate_limited",
+        /// There is no room for it, once it is decompressed.
+        Overloaded => "overloaded",
         /// Its twin did not finish in time.
         InProgress => "in_progress",
         /// The shared dedup store does not answer, and the config says to refuse it then.

@@ -16,6 +16,7 @@ use crate::{
     handoff::{Accepted, AcceptedAs, Answered, Handoff, Miss, Refused},
     handshake::HandshakeReply,
     identity::Malformed,
+    intake::NotInflated,
     limits::Deadline,
     message::Message,
     observe::{AttemptResult, Chain, Observation, Observer, Outcome},
@@ -80,9 +81,9 @@ impl Pipeline {
         self.observer.observe(&Observation::EventReceived { source: source.id(), body_bytes });
         let mut ending =
             Ending { pipeline: self, source: source.id(), event: None, started, outcome: Outcome::Failed, cause: None };
-        let event = match source.identify(request) {
+        let event = match Self::event(source, request) {
             Ok(event) => Arc::new(event),
-            Err(malformed) => return ending.of(Err(Refused::Malformed(malformed))).map(Answered::Accepted),
+            Err(refused) => return ending.of(Err(refused)).map(Answered::Accepted),
         };
         ending.event = Some(Arc::clone(&event));
         let mut outcome = self.take_on(source, &event, deadline).await;
@@ -97,6 +98,16 @@ impl Pipeline {
             Taken::OtherBody => unreachable!("the body is part of the id by now"),
         });
         ending.of(outcome).map(Answered::Accepted)
+    }
+
+    /// Makes the event that `request` is, if its source may send one more.
+    fn event(source: &Source, request: Authenticated<Request>) -> Result<Authenticated<Event>, Refused> {
+        source.charge().map_err(Refused::RateLimited)?;
+        let request = source.inflate(request).map_err(|error| match error {
+            NotInflated::Malformed(malformed) => Refused::Malformed(malformed),
+            NotInflated::NoRoom => Refused::Overloaded,
+        })?;
+        source.identify(request).map_err(Refused::Malformed)
     }
 
     /// Routes an event and delivers it.
@@ -352,6 +363,8 @@ impl Ending<'_> {
                 unreachable!("an event is authenticated and posted")
             }
             Err(Refused::Malformed(_)) => Outcome::Malformed,
+            Err(Refused::RateLimited(_)) => Outcome::RateLimited,
+            Err(Refused::Overloaded) => Outcome::Overloaded,
             Err(Refused::Unrouted) => Outcome::Unrouted,
             Err(Refused::InProgress) => Outcome::InProgress,
             Err(Refused::DedupUnavailable) => Outcome::DedupUnavailable,

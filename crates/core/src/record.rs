@@ -32,7 +32,7 @@ pub fn encode(message: &Message, lines: &mut Vec<u8>) {
         content_encoding: event.content_encoding.as_deref(),
         redacted: message.leg.redacted.as_ref().map(|redacted| redacted.pointers.as_str()),
         attributes: &event.attributes,
-        headers: &event.forwarded_headers,
+        headers: message.leg.headers.iter().chain(message.forwarded_headers()).collect(),
         traceparent: event.trace.as_ref().map(|trace| trace.parent.as_str()),
         tracestate: event.trace.as_ref().and_then(|trace| trace.state.as_deref()),
         body: text.ok(),
@@ -59,8 +59,8 @@ struct Record<'a> {
     redacted: Option<&'a str>,
     #[serde(serialize_with = "map")]
     attributes: &'a [(Arc<str>, String)],
-    #[serde(serialize_with = "map", skip_serializing_if = "<[_]>::is_empty")]
-    headers: &'a [(Arc<str>, String)],
+    #[serde(serialize_with = "references", skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<&'a (Arc<str>, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +72,10 @@ struct Record<'a> {
 }
 
 fn map<S: Serializer>(pairs: &[(Arc<str>, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, value)| (&**name, value)))
+}
+
+fn references<S: Serializer>(pairs: &[&(Arc<str>, String)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(name, value)| (&**name, value)))
 }
 

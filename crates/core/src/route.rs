@@ -1,5 +1,6 @@
 //! Which events go where: rules, evaluated without I/O, to a plan that is never empty.
 
+mod allow;
 mod rule;
 
 use std::{
@@ -7,9 +8,11 @@ use std::{
     sync::Arc,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use self::allow::Allowed;
 use self::rule::{Facts, Held, JsonPaths, Rule};
 use crate::{
     auth::Authenticated,
@@ -17,7 +20,7 @@ use crate::{
     event::{Event, EventKey, SinkId},
     handoff::{Accepted, AcceptedAs},
     json::JsonError,
-    message::Message,
+    message::{Message, free_header},
     observe::RouteResult,
     redact::{Redacted, Redaction},
     sink::{Addressing, Target},
@@ -25,7 +28,7 @@ use crate::{
 };
 
 /// A `[[routes]]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Told in logs and in each message's `hookgate-route`. Default: `route-<n>`, counted from 1.
@@ -61,7 +64,7 @@ pub struct RouteConfig {
 }
 
 /// What an answer of 2xx waits for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ack {
     /// The acknowledgement of the broker.
@@ -72,7 +75,7 @@ pub enum Ack {
 }
 
 /// One entry of a route's `to`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DestinationConfig {
     /// The name of a `[sinks.…]` table.
@@ -98,6 +101,9 @@ pub struct DestinationConfig {
     /// The routing key, for a sink of type `amqp`; a template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing_key: Option<String>,
+    /// Headers that the message gets besides those that every message has; each value is a template. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 impl DestinationConfig {
@@ -118,7 +124,7 @@ fn required() -> bool {
 }
 
 /// The `[unrouted]` table: what happens to an event that no route takes.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnroutedConfig {
     /// Default: `"reject"`, since an event that falls between the rules is a mistake in them more often than not.
@@ -127,7 +133,7 @@ pub struct UnroutedConfig {
 }
 
 /// What to do with an event that no route takes.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnroutedAction {
     /// Answer 422: the sender sees that nobody wants it.
@@ -146,6 +152,8 @@ pub struct SinkDeclaration {
     pub id: SinkId,
     /// What its destinations name.
     pub addressing: Addressing,
+    /// Patterns of what they may name, see [`Allowed`]; empty for anything.
+    pub allow: Vec<String>,
 }
 
 /// One destination of one event.
@@ -165,6 +173,8 @@ pub struct Leg {
     pub ack: Ack,
     /// Whether the plan has another leg in the same sink.
     pub shares_sink: bool,
+    /// Headers that the route sets, with their values, in the form in which they are sent.
+    pub headers: Arc<[(Arc<str>, String)]>,
     /// The copy of the body that goes there, if it is not the body itself.
     pub redacted: Option<Redacted>,
 }
@@ -294,6 +304,7 @@ struct Destination {
     ack: Ack,
     redact: Option<Arc<Redaction>>,
     target: TargetTemplate,
+    headers: Vec<(Arc<str>, Template)>,
 }
 
 #[derive(Debug)]
@@ -305,6 +316,16 @@ enum TargetTemplate {
 }
 
 impl TargetTemplate {
+    /// Those of its places that `allow` is about, in the order in which a pattern names them.
+    fn places(&self) -> Vec<&Template> {
+        match self {
+            Self::Whole => Vec::new(),
+            Self::Subject(subject) => vec![subject],
+            Self::Topic { topic, .. } => vec![topic],
+            Self::Exchange { exchange, routing_key } => vec![exchange, routing_key],
+        }
+    }
+
     fn render(&self, event: &Event) -> Target {
         self.with(|template| template.render(event))
     }
@@ -527,6 +548,7 @@ impl Legs {
                 };
                 continue;
             }
+            let header = |(name, value): &(Arc<str>, Template)| (Arc::clone(name), value.render(event));
             self.redact.push(destination.redact.clone());
             self.legs.push(Leg {
                 index: self.legs.len(),
@@ -536,6 +558,7 @@ impl Legs {
                 required: destination.required,
                 ack: destination.ack,
                 shares_sink: false,
+                headers: destination.headers.iter().map(header).collect(),
                 redacted: None,
             });
         }
@@ -576,20 +599,22 @@ fn compile_destinations(
     for (place, destination) in to.iter().enumerate() {
         match compile_destination(destination, names) {
             Err(problem) => problems.push(problem.within(&format!("{key}[{place}]"))),
-            Ok((sink, target)) => {
+            Ok((sink, target, headers)) => {
                 let RouteParts { name, ack, redact } = of;
                 let (route, redact, required) = ((*name).into(), redact.clone(), destination.required);
-                compiled.push(Destination { sink, route, required, ack: *ack, redact, target });
+                compiled.push(Destination { sink, route, required, ack: *ack, redact, target, headers });
             }
         }
     }
     compiled
 }
 
-fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<(SinkId, TargetTemplate), Problem> {
+type Compiled = (SinkId, TargetTemplate, Vec<(Arc<str>, Template)>);
+
+fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<Compiled, Problem> {
     let Some(sink) = names.sinks.iter().find(|sink| sink.id.name() == config.sink) else {
         let known: Vec<_> = names.sinks.iter().map(|sink| sink.id.name()).collect();
-        return Err(Problem::new("sink", format!("there is no sink {:?}; known: {}", config.sink, known.join(", "))));
+        return Err(Problem::new("sink", config::unknown("sink", &config.sink, &known)));
     };
     let foreign = config.written().into_iter().find(|(_, text, of)| text.is_some() && *of != sink.addressing);
     if let Some((key, ..)) = foreign {
@@ -600,11 +625,7 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
     }
     let template = |key: &str, text: Option<&str>, grammar| {
         let text = text.ok_or_else(|| Problem::new(key, format!("is missing: the sink {} needs one", sink.id)))?;
-        let template = Template::parse(text, grammar).map_err(|message| Problem::new(key, message))?;
-        if let Some(name) = template.attributes().find(|name| !names.attributes.iter().any(|known| known == name)) {
-            return Err(Problem::new(key, unknown_attribute(name, names)));
-        }
-        Ok(template)
+        parse_template(text, grammar, names).map_err(|message| Problem::new(key, message))
     };
     let target = match sink.addressing {
         Addressing::None => TargetTemplate::Whole,
@@ -620,7 +641,47 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
             routing_key: template("routing_key", config.routing_key.as_deref(), Grammar::AmqpName)?,
         },
     };
-    Ok((sink.id.clone(), target))
+    if !is_allowed(&target, sink) {
+        let key = match sink.addressing {
+            Addressing::None | Addressing::Subject => "subject",
+            Addressing::Topic => "topic",
+            Addressing::Exchange => "routing_key",
+        };
+        let example = target.with(Template::example);
+        let message = format!(
+            "may lead outside of what the sink {} allows: {example} (x stands for values); allowed: {}",
+            sink.id,
+            sink.allow.join(", ")
+        );
+        return Err(Problem::new(key, message));
+    }
+    let mut headers = Vec::new();
+    for (name, value) in &config.headers {
+        let key = format!("headers.{name}");
+        let header = free_header(name).map_err(|why| Problem::new(&key, why))?;
+        let value =
+            parse_template(value, Grammar::HeaderValue, names).map_err(|message| Problem::new(&key, message))?;
+        headers.push((header.as_str().into(), value));
+    }
+    Ok((sink.id.clone(), target, headers))
+}
+
+fn parse_template(text: &str, grammar: Grammar, names: &Names<'_>) -> Result<Template, String> {
+    let template = Template::parse(text, grammar)?;
+    let unknown = |name: &&str| !names.attributes.iter().any(|known| known == name);
+    if let Some(name) = template.attributes().find(unknown) {
+        return Err(unknown_attribute(name, names));
+    }
+    Ok(template)
+}
+
+/// Whether all that `target` can render is within one pattern of its sink.
+fn is_allowed(target: &TargetTemplate, sink: &SinkDeclaration) -> bool {
+    let places = target.places();
+    // One that is no pattern is a problem of the sink, told there.
+    let within =
+        |pattern: &String| Allowed::parse(pattern, sink.addressing).is_ok_and(|allowed| allowed.covers(&places));
+    sink.allow.is_empty() || sink.allow.iter().any(within)
 }
 
 /// What the places in a sink are, for the operator.
@@ -634,7 +695,8 @@ fn places(addressing: Addressing) -> &'static str {
 }
 
 fn unknown_attribute(name: &str, names: &Names<'_>) -> String {
-    format!("no source has an attribute {name:?}; known: {}", names.attributes.join(", "))
+    let known: Vec<&str> = names.attributes.iter().map(String::as_str).collect();
+    config::unknown("attribute", name, &known)
 }
 
 #[cfg(test)]
@@ -644,7 +706,11 @@ mod tests {
     fn problems(destination: &serde_json::Value, addressing: Addressing) -> Vec<String> {
         let routes: Vec<RouteConfig> =
             serde_json::from_value(serde_json::json!([{ "to": [destination] }])).expect("well-formed");
-        let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing }];
+        let allow = match addressing {
+            Addressing::Subject => vec!["a.*".to_owned(), "a".to_owned()],
+            _ => Vec::new(),
+        };
+        let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing, allow }];
         let names = Names { sinks: &sinks, sources: &[], attributes: &["job".to_owned()] };
         let router = Router::compile(&routes, &UnroutedConfig::default(), &names);
         router.err().unwrap_or_default().iter().map(ToString::to_string).collect()
@@ -667,8 +733,25 @@ mod tests {
             (Addressing::Topic, json!({ "sink": "s" }), "topic: is missing"),
             (Addressing::Exchange, json!({ "sink": "s", "exchange": "e" }), "routing_key: is missing"),
             (Addressing::Subject, json!({ "sink": "s", "subject": "a", "key": "b" }), "key: is not for the sink s"),
-            (Addressing::Topic, json!({ "sink": "s", "topic": "{attr.jb}" }), "no source has an attribute \"jb\""),
+            (
+                Addressing::Topic,
+                json!({ "sink": "s", "topic": "{attr.jb}" }),
+                "there is no attribute \"jb\"; did you mean \"job\"?",
+            ),
             (Addressing::Topic, json!({ "sink": "s", "topic": "a/b" }), "is not a Kafka topic"),
+            (Addressing::Subject, json!({ "sink": "s", "subject": "{attr.job}" }), "subject: may lead outside"),
+            (Addressing::Subject, json!({ "sink": "s", "subject": "a.b.c" }), "allows: a.b.c"),
+            (
+                Addressing::None,
+                json!({ "sink": "s", "headers": { "ce-id": "a" } }),
+                "headers.ce-id: belongs to hookgate",
+            ),
+            (
+                Addressing::None,
+                json!({ "sink": "s", "headers": { "x": "a\n" } }),
+                "headers.x: \"a\\n\" is not the value",
+            ),
+            (Addressing::None, json!({ "sink": "s", "headers": { "x": "{attr.jb}" } }), "there is no attribute \"jb\""),
         ] {
             let found = problems(&bad, addressing);
             assert!(found.len() == 1 && found[0].contains(said), "{bad}: {found:?}");

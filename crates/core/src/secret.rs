@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use crate::config;
+
 /// What is shown in place of a secret.
 pub const REDACTED: &str = "[redacted]";
 
@@ -131,6 +133,26 @@ impl<'de> Deserialize<'de> for SecretRef {
         deserializer.deserialize_any(SecretRefVisitor)
     }
 }
+
+config::schema!(SecretRef, "Secret", {
+    "description": "Where a secret is found: an environment variable, a file that is read again when it changes, or the text itself, \
+        which does not belong into a file that others can read. `name` is told in logs and metrics in its place, and `not_after` is \
+        when it ceases to be accepted, like \"2027-01-31T00:00:00Z\".",
+    "anyOf": [
+        { "type": ["string", "integer", "boolean"] },
+        {
+            "type": "object",
+            "properties": {
+                "env": { "type": "string", "description": "The environment variable that holds it." },
+                "file": { "type": "string", "description": "The file that holds it; one newline at its end is not part of it." },
+                "name": { "type": "string", "description": "What it is called in logs and metrics." },
+                "not_after": { "type": "string", "description": "When it ceases to be accepted. Default: never." },
+            },
+            "oneOf": [{ "required": ["env"] }, { "required": ["file"] }],
+            "additionalProperties": false,
+        },
+    ],
+});
 
 struct SecretRefVisitor;
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,13 +17,17 @@ use crate::{
     event::{Event, EventKey, Fingerprint, RequestFacts, SourceId},
     handshake::{ChallengeConfig, HandshakeReply, Handshakes, Origins, WebhookRate},
     identity::{FieldRef, IdCandidate, Identity, Malformed, MissingId, TypeRule},
+    intake::{Compression, Intake, NotInflated, Rate},
+    limits::Admission,
+    message::free_header,
+    observe::Rejection,
     preset::{PRESETS, Preset},
     secret::{ResolveSecret, SecretRef, SecretSlot},
     trace::Trace,
 };
 
 /// A `[sources.<name>]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// The path that this source posts to, like `"/openclaw/webhook"`. Exact: there are no patterns and no redirects.
@@ -62,11 +67,28 @@ pub struct SourceConfig {
     /// Longest body accepted from this source. Default: the preset's, else `server.max_body`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<ByteLimit>,
+    /// Media types of the bodies that are taken, like `["application/json"]`; others get 415. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub content_types: Vec<String>,
+    /// What becomes of a compressed body: `"pass"` publishes it as it came, `"refuse"` answers 415, and `"decompress"` takes gzip
+    /// off after verification, up to `max_body`. Default: `"pass"`, since what is published is what was signed.
+    #[serde(default, skip_serializing_if = "Compression::is_default")]
+    pub compression: Compression,
+    /// Most events, like `"100/s"`, `"600/m"` or `"1000/h"`, by each process, and as many at once; past that the sender gets 429 and
+    /// is told when to come back. Only authenticated ones count. Default: no limit, since many senders, OpenClaw among them,
+    /// never come back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<Rate>,
+    /// Most events of this source in flight at once; past that it gets 503, and the others have what is left of
+    /// `server.max_in_flight`. Default: that alone.
+    #[serde(default, deserialize_with = "config::optional_count", skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<usize>,
     /// Request headers that travel on with the event. Credentials, and names that hookgate or a broker sets, cannot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forward_headers: Vec<String>,
     /// How long after its last byte a request of this source is answered at the latest. Default: `server.reply_deadline`.
     #[serde(default, with = "config::optional_duration", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<config::DurationText>")]
     pub reply_deadline: Option<Duration>,
     /// What an accepted event is answered with, for senders that read it. Default: the preset's, else 200 and a JSON document
     /// with the event's id.
@@ -88,8 +110,36 @@ pub struct SourceConfig {
     pub webhook_rate: Option<WebhookRate>,
 }
 
+impl SourceConfig {
+    /// The same with everything that its preset knows and that is not written here. What is wrong with it is as wrong as before.
+    #[must_use]
+    pub fn filled(&self) -> Self {
+        let mut filled = self.clone();
+        let Some(preset) = self.preset.as_deref().and_then(Preset::find) else { return filled };
+        if filled.verify.is_empty() && !filled.secrets.is_empty() {
+            if let Some(verify) = preset.verify_with(&filled.secrets) {
+                filled.verify = verify;
+                filled.secrets.clear();
+            }
+        } else {
+            preset.fill(&mut filled.verify);
+        }
+        filled.event_id = filled.event_id.or_else(|| Some(preset.event_id.clone()));
+        filled.event_type = filled.event_type.or_else(|| Some(preset.event_type.clone()));
+        for (name, places) in &preset.attributes {
+            filled.attributes.entry(name.clone()).or_insert_with(|| places.clone());
+        }
+        filled.partition_by = filled.partition_by.or_else(|| preset.partition_by.clone());
+        filled.body = filled.body.or(Some(preset.body));
+        filled.max_body = filled.max_body.or(preset.max_body);
+        filled.challenges = filled.challenges.or_else(|| Some(preset.challenges.clone()));
+        filled.reply = filled.reply.or_else(|| preset.reply.clone());
+        filled
+    }
+}
+
 /// The answer to an accepted event.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplyConfig {
     /// 200 (default), 201, 202 or 204.
@@ -111,7 +161,7 @@ fn ok() -> u16 {
 pub(crate) const SUCCESSES: [u16; 4] = [200, 201, 202, 204];
 
 /// What a source's bodies are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BodyKind {
     /// Any bytes.
@@ -147,9 +197,12 @@ pub struct Source {
     id: SourceId,
     path: String,
     max_body: ByteLimit,
+    intake: Intake,
     verifier: Verifier,
     identity: Identity,
     forward_headers: Vec<(HeaderName, Arc<str>)>,
+    /// Those in which its schemes look for a token.
+    token_headers: Vec<HeaderName>,
     attribute_names: Vec<String>,
     partition_by: Option<Arc<str>>,
     handshakes: Handshakes,
@@ -185,21 +238,18 @@ impl Source {
             found
         });
         let verifier = compile_verifier(config, preset, surroundings, resolve, &mut problems);
+        let config = &config.filled();
         let forward_headers = check_forwarded(&config.forward_headers, verifier.as_ref(), &mut problems);
-        let attributes = merged_attributes(preset, &config.attributes);
+        let attributes: Vec<(String, Vec<FieldRef>)> =
+            config.attributes.iter().map(|(name, places)| (name.clone(), places.0.clone())).collect();
         problems.extend(attributes.iter().filter_map(|(name, places)| check_attribute(name, places)));
         let attribute_names: Vec<String> = attributes.iter().map(|(name, _)| name.clone()).collect();
-        let partition_by =
-            config.partition_by.clone().or_else(|| preset.and_then(|preset| preset.partition_by.clone()));
+        let partition_by = &config.partition_by;
         if let Some(name) = partition_by.as_ref().filter(|name| !attribute_names.contains(name)) {
             let known: Vec<&str> = attribute_names.iter().map(String::as_str).collect();
             problems.push(Problem::new("partition_by", config::unknown("attribute", name, &known)));
         }
-        let event_id = match (&config.event_id, preset) {
-            (Some(candidates), _) => candidates.clone(),
-            (None, Some(preset)) => preset.event_id.clone(),
-            (None, None) => vec![IdCandidate::BodySha256],
-        };
+        let event_id = config.event_id.clone().unwrap_or_else(|| vec![IdCandidate::BodySha256]);
         if event_id.is_empty() {
             problems.push(Problem::new(
                 "event_id",
@@ -217,44 +267,42 @@ impl Source {
                 "refuses every event: event_id names no place to read one from",
             ));
         }
-        let types = config.event_type.clone().or_else(|| preset.map(|preset| preset.event_type.clone()));
-        let types = types.unwrap_or_default();
+        let types = config.event_type.clone().unwrap_or_default();
         for rule in &types {
             if matches!(rule, TypeRule::When(named) if named.name.is_empty()) {
                 problems.push(Problem::new("event_type", format!("a rule has no name: {rule:?}")));
             }
         }
-        let body = config.body.or(preset.map(|preset| preset.body)).unwrap_or_default();
+        let body = config.body.unwrap_or_default();
         let identity = Identity::compile(&event_id, &types, DEFAULT_EVENT_TYPE, &attributes, body == BodyKind::Json);
         let identity = identity.map_err(|message| problems.push(Problem::new("attributes", message)));
-        let challenges = config.challenges.clone().or_else(|| preset.map(|preset| preset.challenges.clone()));
         let origins = Origins { allowed: config.webhook_origins.clone(), rate: config.webhook_rate.clone() };
         let handshakes = Handshakes::compile(
-            &challenges.unwrap_or_default(),
+            config.challenges.as_deref().unwrap_or_default(),
             &config.challenge_secrets,
             origins,
             body == BodyKind::Json,
             resolve,
             &mut problems,
         );
-        let reply = config.reply.clone().or_else(|| preset.and_then(|preset| preset.reply.clone()));
-        problems.extend(reply.as_ref().and_then(check_reply));
+        let max_body = config.max_body.unwrap_or(surroundings.max_body);
+        let intake = Intake::compile(config, max_body, &mut problems);
+        problems.extend(config.reply.as_ref().and_then(check_reply));
         match (verifier, identity) {
             (Some(verifier), Ok(identity)) if problems.is_empty() => Ok(Self {
                 id,
                 path: config.path.clone(),
-                max_body: config
-                    .max_body
-                    .or(preset.and_then(|preset| preset.max_body))
-                    .unwrap_or(surroundings.max_body),
+                max_body,
+                intake,
                 secrets: verifier.signing_secrets(),
+                token_headers: verifier.token_headers().into_iter().cloned().collect(),
                 verifier,
                 identity,
                 forward_headers,
                 attribute_names,
-                partition_by: partition_by.map(Arc::from),
+                partition_by: partition_by.as_deref().map(Arc::from),
                 handshakes,
-                reply,
+                reply: config.reply.clone(),
                 reply_deadline: config.reply_deadline,
                 dedup: DedupPolicy {
                     on_outage: config.dedup.on_outage.unwrap_or(surroundings.on_outage),
@@ -278,6 +326,35 @@ impl Source {
     /// Longest body accepted from it.
     pub fn max_body(&self) -> ByteLimit {
         self.max_body
+    }
+
+    /// Whether a body with these headers is taken.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn takes(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+        self.intake.takes(headers)
+    }
+
+    /// The places in flight that it shares with nobody, if they are bounded.
+    pub fn share(&self) -> Option<&Arc<Admission>> {
+        self.intake.share()
+    }
+
+    /// Counts one event against its rate.
+    ///
+    /// # Errors
+    /// How long to wait when there is none left.
+    pub(crate) fn charge(&self) -> Result<(), Duration> {
+        self.intake.charge()
+    }
+
+    /// Takes off the compression, where the config says so.
+    ///
+    /// # Errors
+    /// When it is no gzip, or too much.
+    pub fn inflate(&self, request: Authenticated<Request>) -> Result<Authenticated<Request>, NotInflated> {
+        self.intake.inflate(request)
     }
 
     /// The attributes that its events can have.
@@ -371,11 +448,19 @@ impl Source {
                 content_encoding: text(&request.headers, &header::CONTENT_ENCODING),
                 forwarded_headers: self.forwarded(&request.headers),
                 trace: Trace::from_headers(&request.headers),
-                request: RequestFacts::new(request.method, request.path, request.headers),
+                request: RequestFacts::new(request.method, request.path, self.without_tokens(request.headers)),
                 body: request.body,
                 admitted: request.admitted,
             })
         })
+    }
+
+    /// Rules see no credentials.
+    fn without_tokens(&self, mut headers: HeaderMap) -> HeaderMap {
+        for name in &self.token_headers {
+            headers.remove(name);
+        }
+        headers
     }
 
     fn forwarded(&self, headers: &HeaderMap) -> Vec<(Arc<str>, String)> {
@@ -405,22 +490,16 @@ fn check_forwarded(
     problems: &mut Vec<Problem>,
 ) -> Vec<(HeaderName, Arc<str>)> {
     const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
-    const TAKEN: [&str; 4] = ["content-type", "content-encoding", "traceparent", "tracestate"];
-    const TAKEN_PREFIXES: [&str; 3] = ["nats-", "ce-", "hookgate-"];
     let tokens = verifier.map(Verifier::token_headers).unwrap_or_default();
     let mut headers = Vec::new();
     for (place, name) in names.iter().enumerate() {
         let mut refuse = |message: &str| {
             problems.push(Problem::new(format!("forward_headers[{place}]"), format!("{name:?} {message}")))
         };
-        match name.parse::<HeaderName>() {
-            Err(_) => refuse("is not a header name"),
+        match free_header(name) {
+            Err(why) => refuse(why),
             Ok(header) if CREDENTIALS.contains(&header.as_str()) || tokens.contains(&&header) => {
                 refuse("holds credentials, which never travel on");
-            }
-            Ok(header) if TAKEN.contains(&header.as_str()) => refuse("travels on anyway"),
-            Ok(header) if TAKEN_PREFIXES.iter().any(|prefix| header.as_str().starts_with(prefix)) => {
-                refuse("belongs to hookgate or the broker, which set it themselves");
             }
             Ok(header) => {
                 let text = header.as_str().into();
@@ -429,12 +508,6 @@ fn check_forwarded(
         }
     }
     headers
-}
-
-fn merged_attributes(preset: Option<&Preset>, written: &BTreeMap<String, Places>) -> Vec<(String, Vec<FieldRef>)> {
-    let mut merged = preset.map(|preset| preset.attributes.clone()).unwrap_or_default();
-    merged.extend(written.clone());
-    merged.into_iter().map(|(name, places)| (name, places.0)).collect()
 }
 
 /// The schemes that are written out, filled up by the preset, or those of the preset with the source's secrets.
@@ -470,6 +543,8 @@ fn compile_verifier(
                 return None;
             }
         },
+        // That there is no such preset is told already.
+        (false, true, None) if config.preset.is_some() => return None,
         (false, true, None) => {
             problems.push(Problem::new("secrets", "needs a preset that knows the scheme; else write a verify list"));
             return None;

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use crate::event::{Event, hex};
@@ -24,6 +24,15 @@ pub enum Grammar {
     /// An AMQP exchange, or a routing key, whose words `.` separates: at most 255 bytes.
     /// Source: AMQP 0-9-1 specification, sections 3.1.3.3 (topic exchange) and 4.2.5.3 (short strings).
     AmqpName,
+    /// The value of a header: one line of printable ASCII.
+    HeaderValue,
+}
+
+/// A character of what a template renders, or a value that is not known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Symbol {
+    Plain(char),
+    Value,
 }
 
 /// A parsed template.
@@ -54,6 +63,9 @@ enum Value {
 /// its hash.
 const VALUE_LEN_MAX: usize = 128;
 
+/// The same in a header, where there is more room than in a name.
+const HEADER_VALUE_LEN_MAX: usize = 1024;
+
 /// Room that a value must have: a hash, and enough before it to be told by.
 const VALUE_LEN_MIN: usize = 32;
 
@@ -66,11 +78,22 @@ const TOKEN_PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remov
 /// What stays as it is in a Kafka topic, where `%` cannot stand: escapes begin with `_`.
 const TOPIC_PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-');
 
+/// What is escaped in a header: what would end its line, and what escapes begin with. What is not ASCII is escaped anyway.
+const HEADER_ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+
 impl Grammar {
+    /// Longest rendering of one value, in bytes, where the target has room for it.
+    fn value_len_max(self) -> usize {
+        match self {
+            Self::NatsSubject | Self::KafkaTopic | Self::KafkaKey | Self::AmqpName => VALUE_LEN_MAX,
+            Self::HeaderValue => HEADER_VALUE_LEN_MAX,
+        }
+    }
+
     /// Longest text, in bytes, if there is a bound.
     fn len_max(self) -> Option<usize> {
         match self {
-            Self::NatsSubject | Self::KafkaKey => None,
+            Self::NatsSubject | Self::KafkaKey | Self::HeaderValue => None,
             Self::KafkaTopic => Some(249),
             Self::AmqpName => Some(255),
         }
@@ -96,7 +119,7 @@ impl Template {
         if !rest.is_empty() {
             parts.push(Part::Text(rest.to_owned()));
         }
-        let mut template = Self { parts, grammar, value_len_max: VALUE_LEN_MAX };
+        let mut template = Self { parts, grammar, value_len_max: grammar.value_len_max() };
         template.check(text)?;
         if let Some(len_max) = grammar.len_max() {
             template.value_len_max = template.room(text, len_max)?;
@@ -129,14 +152,31 @@ impl Template {
 
     /// The text for `event`.
     pub fn render(&self, event: &Event) -> String {
+        self.fill(|value| value.of(event))
+    }
+
+    fn fill<'a>(&self, of: impl Fn(&Value) -> &'a str) -> String {
         let mut text = String::new();
         for part in &self.parts {
             match part {
                 Part::Text(plain) => text.push_str(plain),
-                Part::Value(value) => text.push_str(&escape(value.of(event), self.grammar, self.value_len_max)),
+                // It is printable ASCII as it is, and stands so in every other header.
+                Part::Value(value @ Value::EventId) if self.grammar == Grammar::HeaderValue => text.push_str(of(value)),
+                Part::Value(value) => text.push_str(&escape(of(value), self.grammar, self.value_len_max)),
             }
         }
         text
+    }
+
+    /// What it renders, as far as that is known before there is an event.
+    pub(crate) fn symbols(&self) -> impl Iterator<Item = Symbol> {
+        self.parts.iter().flat_map(|part| {
+            let (plain, value) = match part {
+                Part::Text(plain) => (plain.as_str(), None),
+                Part::Value(_) => ("", Some(Symbol::Value)),
+            };
+            plain.chars().map(Symbol::Plain).chain(value)
+        })
     }
 
     /// The text with an `x` for each value.
@@ -171,6 +211,10 @@ impl Template {
                     None => Ok(()),
                 }
             }
+            Grammar::HeaderValue => match sample.chars().find(|c| !(c.is_ascii_graphic() || *c == ' ') || *c == '}') {
+                Some(found) => Err(format!("{text:?} is not the value of a header: it has {found:?}")),
+                None => Ok(()),
+            },
             Grammar::KafkaKey | Grammar::AmqpName => match sample.chars().find(|c| c.is_control() || *c == '}') {
                 Some(found) => Err(format!("{text:?} has {found:?} in it")),
                 None => Ok(()),
@@ -214,6 +258,7 @@ fn escape(value: &str, grammar: Grammar, len_max: usize) -> Cow<'_, str> {
         Grammar::KafkaTopic => (Cow::from(utf8_percent_encode(value, TOPIC_PLAIN).to_string().replace('%', "_")), '.'),
         // Nothing in a key means anything to Kafka.
         Grammar::KafkaKey => (Cow::from(value), '~'),
+        Grammar::HeaderValue => (Cow::from(utf8_percent_encode(value, HEADER_ESCAPED)), '~'),
     };
     if escaped.len() <= len_max {
         return escaped;
@@ -224,6 +269,16 @@ fn escape(value: &str, grammar: Grammar, len_max: usize) -> Cow<'_, str> {
         cut -= 1;
     }
     Cow::Owned(format!("{}{before_hash}{digest}", &escaped[..cut]))
+}
+
+/// What `template` renders with these for `{source}` and `{type}`.
+#[cfg(test)]
+pub(crate) fn render_with(template: &Template, source: &str, event_type: &str) -> String {
+    template.fill(|value| match value {
+        Value::Source => source,
+        Value::EventType => event_type,
+        other => unreachable!("{other:?} is not in these templates"),
+    })
 }
 
 #[cfg(test)]
@@ -286,6 +341,9 @@ mod tests {
             prop_assert!(!topic.is_empty() && topic.len() <= VALUE_LEN_MIN);
             prop_assert!(topic.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')));
             prop_assert!(escape(&value, Grammar::KafkaKey, VALUE_LEN_MAX).len() <= VALUE_LEN_MAX);
+            let header = escape(&value, Grammar::HeaderValue, HEADER_VALUE_LEN_MAX);
+            prop_assert!(!header.is_empty() && header.len() <= HEADER_VALUE_LEN_MAX);
+            prop_assert!(header.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
         }
 
         #[test]

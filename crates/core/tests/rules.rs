@@ -32,7 +32,7 @@ fn event() -> Arc<Authenticated<Event>> {
 
 fn compile(routes: &Value) -> Result<Router, Vec<String>> {
     let routes: Vec<RouteConfig> = serde_json::from_value(routes.clone()).expect("well-formed");
-    let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing: Addressing::Subject }];
+    let sinks = [SinkDeclaration { id: SinkId::new(0, "s"), addressing: Addressing::Subject, allow: Vec::new() }];
     let attributes = ["status", "missing"].map(str::to_owned);
     let names = Names { sinks: &sinks, sources: &[SOURCE.to_owned(), "other".to_owned()], attributes: &attributes };
     Router::compile(&routes, &UnroutedConfig::default(), &names)

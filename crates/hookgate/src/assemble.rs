@@ -119,8 +119,11 @@ pub(crate) fn prepare(config: &Config, ids: &Ids, secrets: &Secrets) -> Result<P
     for (name, sink) in &config.sinks {
         problems.extend(sink.check().into_iter().map(|problem| problem.within(&format!("sinks.{name}"))));
     }
-    let declared =
-        config.sinks.iter().map(|(name, sink)| SinkDeclaration { id: ids.sink(name), addressing: sink.addressing() });
+    let declared = config.sinks.iter().map(|(name, sink)| SinkDeclaration {
+        id: ids.sink(name),
+        addressing: sink.addressing(),
+        allow: sink.allow().to_vec(),
+    });
     let sinks: Vec<SinkDeclaration> = declared.collect();
     let source_names: Vec<String> = config.sources.keys().cloned().collect();
     let mut attributes: Vec<String> = sources.iter().flat_map(|source| source.attribute_names()).cloned().collect();

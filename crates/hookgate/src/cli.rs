@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use hookgate_core::observe::Chain;
 
 use crate::{
@@ -54,7 +54,19 @@ enum Command {
     /// Ask the process that runs with this config whether it is alive: the health check of a container.
     Health,
     /// Print the config as it is understood, with defaults filled in and secrets left out.
-    Config,
+    Config(PrintConfig),
+}
+
+#[derive(Debug, Args)]
+struct PrintConfig {
+    /// One line for each value, presets filled in, with where it comes from: a file and its line, an environment variable, a
+    /// preset, or the default.
+    #[arg(long)]
+    effective: bool,
+
+    /// The JSON Schema of the config file instead, for editors. No config is read.
+    #[arg(long, conflicts_with = "effective")]
+    schema: bool,
 }
 
 /// The config cannot be used, or a check failed: an operator has to change something.
@@ -70,7 +82,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Spool(what) => shelf(&arguments, what, false),
         Command::Dead(what) => shelf(&arguments, what, true),
         Command::Health => health(&arguments),
-        Command::Config => print_config(&arguments),
+        Command::Config(what) => print_config(&arguments, what),
     };
     outcome.unwrap_or_else(|failure| match failure {
         Failure::Config(problems) => {
@@ -142,10 +154,23 @@ fn health(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_config(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let config = load(arguments)?;
+fn print_config(arguments: &Arguments, what: &PrintConfig) -> Result<ExitCode, Failure> {
     let mut out = io::stdout().lock();
-    if arguments.json {
+    if what.schema {
+        serde_json::to_writer_pretty(&mut out, &config::schema()).map_err(io::Error::from)?;
+        writeln!(out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = load(arguments)?;
+    if what.effective {
+        let values = config.effective();
+        if arguments.json {
+            serde_json::to_writer_pretty(&mut out, &values).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            write!(out, "{values}")?;
+        }
+    } else if arguments.json {
         serde_json::to_writer_pretty(&mut out, &config).map_err(io::Error::from)?;
         writeln!(out)?;
     } else {

@@ -4,7 +4,9 @@
 //! behaviour is fenced in: its own environment provider would read `12345` as a number and Kubernetes' service links as
 //! keys, and serde would stop at the first problem.
 
+mod effective;
 mod environment;
+mod place;
 mod read;
 
 use std::{
@@ -14,11 +16,7 @@ use std::{
     time::Duration,
 };
 
-use figment::{
-    Figment,
-    providers::{Format, Toml},
-    value::Value,
-};
+use figment::{Figment, value::Value};
 use hookgate_core::{
     config::{self, Problem},
     route::{RouteConfig, UnroutedConfig},
@@ -26,25 +24,46 @@ use hookgate_core::{
 };
 use hookgate_http::{AdminConfig, OutboundConfig, ServerConfig};
 use hookgate_redis as redis;
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
+use self::place::{Place, Text};
 pub(crate) use self::read::Reader;
 use crate::{sinks::SinkConfig, spool::SpoolConfig};
 
-/// Everything that `relay.toml` says.
-#[derive(Debug, Serialize)]
+/// The configuration of hookgate.
+#[derive(Debug, JsonSchema, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    /// The port that senders reach.
+    #[schemars(default)]
     pub(crate) server: ServerConfig,
+    /// The port for probes and metrics.
+    #[schemars(default)]
     pub(crate) admin: AdminConfig,
+    /// What hookgate itself asks for.
+    #[schemars(default)]
     pub(crate) outbound: OutboundConfig,
+    /// What is logged, and how.
+    #[schemars(default)]
     pub(crate) log: LogConfig,
+    /// How repeats are told.
+    #[schemars(default)]
     pub(crate) dedup: DedupConfig,
     /// Where messages wait that a broker does not take in time. Without it their senders are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spool: Option<SpoolConfig>,
+    /// Who sends, by name. A name has only a-z, 0-9, _ and -.
+    #[schemars(default)]
     pub(crate) sources: BTreeMap<String, SourceConfig>,
+    /// Where events can go, by name. A name has only a-z, 0-9, _ and -.
+    #[schemars(default)]
     pub(crate) sinks: BTreeMap<String, SinkConfig>,
+    /// Which events go where. Every route that matches adds its destinations.
+    #[schemars(default)]
     pub(crate) routes: Vec<RouteConfig>,
+    /// What becomes of an event that no route takes.
+    #[schemars(default)]
     pub(crate) unrouted: UnroutedConfig,
     /// Where each value was set, for problems that are found later.
     #[serde(skip)]
@@ -90,11 +109,12 @@ impl Config {
 }
 
 /// The `[dedup]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DedupConfig {
     /// How long an accepted event is remembered. Default: 24 h, longer than most senders repeat an event.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub(crate) window: Duration,
     /// How many accepted events each process remembers by itself; past that the oldest are forgotten first. Default:
     /// 200 000, about 25 MB.
@@ -112,7 +132,7 @@ impl Default for DedupConfig {
 }
 
 /// The `[log]` table.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LogConfig {
     /// `"json"` for machines, `"pretty"` for people. Default: `"auto"`, pretty where stderr is a terminal.
@@ -122,7 +142,7 @@ pub(crate) struct LogConfig {
     pub(crate) level: LogLevel,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
     #[default]
@@ -132,7 +152,7 @@ pub(crate) enum LogFormat {
 }
 
 /// Directives of [`tracing_subscriber::EnvFilter`], checked when they are read.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct LogLevel(pub(crate) String);
 
@@ -159,10 +179,23 @@ impl From<LogLevel> for String {
     }
 }
 
+/// The JSON Schema of the config file. Draft 7, which editors for TOML read.
+pub(crate) fn schema() -> Schema {
+    SchemaSettings::draft07().into_generator().into_root_schema_for::<Config>()
+}
+
 /// Where values were set.
 pub(crate) struct Origins {
     figment: Figment,
     root: Value,
+    file: Text,
+}
+
+/// Where one value was set.
+enum Origin {
+    File,
+    /// An environment variable, as it is told.
+    Elsewhere(String),
 }
 
 impl fmt::Debug for Origins {
@@ -173,25 +206,43 @@ impl fmt::Debug for Origins {
 }
 
 impl Origins {
-    /// The file or variable that set `key`, or the nearest table around it that was set at all.
-    fn of(&self, key: &str) -> Option<String> {
+    /// What set the value at `path`, or the nearest table around it that was set at all.
+    fn of(&self, path: &[&str]) -> Option<Origin> {
         let mut found = &self.root;
-        for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty()) {
+        for part in path {
             match read::child(found, part) {
                 Some(child) => found = child,
                 None => break,
             }
         }
         let metadata = self.figment.get_metadata(found.tag())?;
-        Some(metadata.source.as_ref().map_or_else(|| metadata.name.to_string(), ToString::to_string))
+        Some(match metadata.source {
+            Some(_) => Origin::File,
+            None => Origin::Elsewhere(metadata.name.to_string()),
+        })
     }
 
     /// `problems` with where each was set.
     pub(crate) fn locate(&self, problems: Vec<Problem>) -> Problems {
-        let locate =
-            |problem: Problem| Located { set_in: self.of(&problem.key), key: problem.key, message: problem.message };
-        Problems(problems.into_iter().map(locate).collect())
+        let locate = |Problem { key, message }: Problem| {
+            let path: Vec<&str> = parts(&key).collect();
+            let (set_in, place) = match self.of(&path) {
+                Some(Origin::Elsewhere(name)) => (Some(name), None),
+                Some(Origin::File) | None => (Some(self.file.path().to_owned()), self.file.find(&path, &message)),
+            };
+            Located { key, message, set_in, place }
+        };
+        let mut located: Vec<Located> = problems.into_iter().map(locate).collect();
+        // As somebody meets them who reads the file.
+        located
+            .sort_by_key(|located| located.place.as_ref().map_or((usize::MAX, 0), |place| (place.line, place.column)));
+        Problems(located)
     }
+}
+
+/// `a[0].b` as `a`, `0`, `b`.
+fn parts(key: &str) -> impl Iterator<Item = &str> {
+    key.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty())
 }
 
 /// All that is wrong with a config. Never empty.
@@ -203,13 +254,16 @@ pub(crate) struct Problems(Vec<Located>);
 struct Located {
     key: String,
     message: String,
+    /// The file, or the environment variable.
     #[serde(skip_serializing_if = "Option::is_none")]
     set_in: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
 }
 
 impl Problems {
     fn one(key: &str, message: String) -> Self {
-        Self(vec![Located { key: key.to_owned(), message, set_in: None }])
+        Self(vec![Located { key: key.to_owned(), message, set_in: None, place: None }])
     }
 }
 
@@ -217,11 +271,18 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.0.len() == 1 { "" } else { "s" };
         writeln!(f, "hookgate: the configuration has {} problem{plural}", self.0.len())?;
-        for Located { key, message, set_in } in &self.0 {
-            write!(f, "  {key}: {message}")?;
-            match set_in {
-                Some(origin) => writeln!(f, " (set in {origin})")?,
-                None => writeln!(f)?,
+        for Located { key, message, set_in, place } in &self.0 {
+            match (set_in, place) {
+                (Some(file), Some(place)) => write!(f, "{file}:{}:{}: ", place.line, place.column)?,
+                (Some(origin), None) => write!(f, "{origin}: ")?,
+                (None, _) => {}
+            }
+            match key.is_empty() {
+                true => writeln!(f, "{message}")?,
+                false => writeln!(f, "{key}: {message}")?,
+            }
+            if let Some(place) = place {
+                write!(f, "{place}")?;
             }
         }
         Ok(())
@@ -234,20 +295,17 @@ impl fmt::Display for Problems {
 /// Every problem found.
 pub(crate) fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Problems> {
     let path = file.display().to_string();
-    if let Err(error) = std::fs::File::open(file) {
+    let text = std::fs::read_to_string(file).map_err(|error| {
         let advice = "give the path with --config";
-        return Err(Problems::one(&path, format!("cannot be read: {error}; {advice}")));
-    }
-    let figment = environment::apply(Figment::from(Toml::file_exact(file)), environment);
-    let root: Value =
-        figment.extract().map_err(|error| Problems::one(&path, without_excerpt(&error.kind.to_string())))?;
-    parse(Origins { figment, root })
-}
-
-/// A syntax error on one line, without the line of the file that the TOML reader shows: there may be a secret in it.
-fn without_excerpt(message: &str) -> String {
-    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|'));
-    lines.collect::<Vec<_>>().join(": ")
+        Problems::one(&path, format!("cannot be read: {error}; {advice}"))
+    })?;
+    let text = Text::new(path.clone(), text);
+    text.parse().map_err(|(message, place)| {
+        Problems(vec![Located { key: String::new(), message, set_in: Some(path.clone()), place }])
+    })?;
+    let figment = environment::apply(Figment::from(&text), environment);
+    let root: Value = figment.extract().map_err(|error| Problems::one(&path, error.kind.to_string()))?;
+    parse(Origins { figment, root, file: text })
 }
 
 fn parse(origins: Origins) -> Result<Config, Problems> {
@@ -282,5 +340,8 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     }
 }
 
+// All sinks have to be there.
+#[cfg(all(test, feature = "kafka"))]
+mod generated;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use hookgate_core::{
     event::SinkId,
     limits::Deadline,
     observe::{Chain, Observer, Unobserved},
+    route::Allowed,
     secret::ResolveSecret,
     sink::{Addressing, Sink, Target},
 };
@@ -17,19 +18,25 @@ use hookgate_sink_file as file;
 use hookgate_sink_kafka as kafka;
 use hookgate_sink_nats as nats;
 use hookgate_sink_stdout as stdout;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::Reader;
 
 /// A `[sinks.<name>]` table; `type` says which kind.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum SinkConfig {
+    /// The exchanges of a RabbitMQ.
     Amqp(Box<amqp::Config>),
+    /// Files, one JSON line for each event.
     File(file::Config),
+    /// The topics of an Apache Kafka. Only in builds with `--features kafka`.
     #[cfg(feature = "kafka")]
     Kafka(Box<kafka::Config>),
+    /// A JetStream stream of NATS.
     Nats(Box<nats::Config>),
+    /// Standard output, one JSON line for each event.
     Stdout(stdout::Config),
 }
 
@@ -76,12 +83,28 @@ impl SinkConfig {
 
     /// What is wrong with it beyond its form; keys are relative to its table.
     pub(crate) fn check(&self) -> Vec<Problem> {
-        match self {
+        let mut problems = match self {
             Self::File(_) | Self::Stdout(_) => Vec::new(),
             Self::Amqp(config) => config.check(),
             #[cfg(feature = "kafka")]
             Self::Kafka(config) => config.check(),
             Self::Nats(config) => config.check(),
+        };
+        problems.extend(self.allow().iter().enumerate().filter_map(|(place, pattern)| {
+            let message = Allowed::parse(pattern, self.addressing()).err()?;
+            Some(Problem::new(format!("allow[{place}]"), message))
+        }));
+        problems
+    }
+
+    /// Patterns of where routes may publish to; empty for anywhere.
+    pub(crate) fn allow(&self) -> &[String] {
+        match self {
+            Self::File(_) | Self::Stdout(_) => &[],
+            Self::Amqp(config) => &config.allow,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(config) => &config.allow,
+            Self::Nats(config) => &config.allow,
         }
     }
 

@@ -23,10 +23,11 @@ use hookgate_core::{
     spool::{Backlog, Shelf, Spool, SpoolError, SpoolReason, Waiting},
 };
 use hookgate_spool::{self as disk, Budget, Happening, Lock, Options, Place, Queue, SpoolErrorKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The `[spool]` table.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SpoolConfig {
     /// The directory; made when it is not there. No default. On a disk that outlasts the process, and for this process alone.

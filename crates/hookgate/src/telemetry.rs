@@ -1,5 +1,7 @@
 //! What is seen from outside: metrics, logs and readiness, all fed by the one stream of observations.
 
+#[cfg(test)]
+mod catalogue;
 mod health;
 mod log;
 mod metrics;

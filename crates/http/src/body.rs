@@ -76,7 +76,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 ///
 /// To close a socket with unread bytes resets it, and a sender that is still writing then loses the answer with it. A
 /// sender that asked first (`Expect: 100-continue`) has sent nothing yet and must not be told to go on.
-fn discard(headers: &HeaderMap, mut body: Body) {
+pub(crate) fn discard(headers: &HeaderMap, mut body: Body) {
     const AT_MOST: Duration = Duration::from_secs(2);
     if headers.contains_key(header::EXPECT) {
         return;

@@ -10,12 +10,13 @@ use hookgate_core::{
     auth,
     config::{self, ByteLimit, Problem},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::TlsConfig;
 
 /// The `[server]` table: the port that senders reach.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// Address and port to listen on. Default: `"0.0.0.0:8080"`.
@@ -38,17 +39,21 @@ pub struct ServerConfig {
     /// How long after its last byte a request is answered at the latest. Default: 2500 ms, since Slack, Discord and Zoom
     /// give up after 3 s.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub reply_deadline: Duration,
     /// How long a new connection may take to send its first request's head; with `tls`, its handshake may take as long before
     /// that. Default: 10 s.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub header_timeout: Duration,
     /// How long a body may take, plus one second for every 64 KiB that have arrived. Default: 10 s.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub body_timeout: Duration,
     /// How long a connection may stay idle between requests. Default: 75 s, longer than the 60 s after which most load
     /// balancers drop theirs, so that it is never us who close one that is just being used.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub keep_alive: Duration,
     /// Most connections at once; past that new ones wait to be accepted. Default: 4096. Each takes a file descriptor.
     #[serde(deserialize_with = "config::count")]
@@ -61,10 +66,12 @@ pub struct ServerConfig {
     pub max_in_flight_bytes: ByteLimit,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub drain_delay: Duration,
     /// How long requests and publishes in flight may take to finish after that. Default: 20 s, so that with `drain_delay`
     /// it stays inside Kubernetes' grace period of 30 s.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub shutdown_timeout: Duration,
 }
 
@@ -116,7 +123,7 @@ impl ServerConfig {
 }
 
 /// The `[outbound]` table: what hookgate itself asks for, key sets of token issuers and certificates of Amazon SNS.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboundConfig {
     /// An HTTP proxy that is asked to CONNECT to the host of each https URL, like `"http://proxy:3128"`. Plain http goes
@@ -130,6 +137,7 @@ pub struct OutboundConfig {
     /// How long an answer may take, from the connection to its last byte. Default: 2 s, below the reply deadline: a sender may
     /// be waiting for it.
     #[serde(with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub timeout: Duration,
 }
 
@@ -140,7 +148,7 @@ impl Default for OutboundConfig {
 }
 
 /// The `[admin]` table: the port for probes and metrics. It has no authentication; keep it private.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminConfig {
     /// Address and port to listen on. Default: `"127.0.0.1:9090"`, reachable from this machine only.

@@ -107,9 +107,16 @@ impl Ingress {
             return Err(Rejection::Method);
         }
         let (mut head, body) = request.into_parts();
+        if head.method == Method::POST
+            && let Err(rejection) = source.takes(&head.headers)
+        {
+            body::discard(&head.headers, body);
+            return Err(rejection);
+        }
         let limits = BodyLimits { max: source.max_body(), timeout: self.body_timeout, admission: &self.admission };
         let body = body::read(&head.headers, body, &limits).await?;
-        let admitted = body.reservation.try_enter().ok_or(Rejection::InFlightLimit)?;
+        let share = source.share().map(|share| share.begin().try_enter().ok_or(Rejection::SourceInFlightLimit));
+        let admitted = body.reservation.try_enter_beside(share.transpose()?).ok_or(Rejection::InFlightLimit)?;
         let request = Unverified::new(auth::Request {
             method: head.method,
             path: head.uri.path().to_owned(),

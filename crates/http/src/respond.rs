@@ -40,6 +40,8 @@ problems! {
     TRUNCATED = BAD_REQUEST, "truncated-body", "the body ended before its announced length or is framed wrongly";
     TOO_LARGE = PAYLOAD_TOO_LARGE, "body-too-large", "the body is longer than this source accepts";
     OVERLOADED = SERVICE_UNAVAILABLE, "overloaded", "too much is in flight";
+    MEDIA_TYPE = UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "this source takes no bodies of this type or encoding";
+    RATE_LIMITED = TOO_MANY_REQUESTS, "rate-limited", "this source sends more events than it may";
     UNAUTHORIZED = UNAUTHORIZED, "unauthorized", "the request could not be authenticated";
     KEYS_UNAVAILABLE = SERVICE_UNAVAILABLE, "keys-unavailable", "the keys to verify this request could not be fetched";
     NOT_CONFIRMED = SERVICE_UNAVAILABLE, "not-confirmed", "the subscription could not be confirmed now";
@@ -115,6 +117,14 @@ pub(crate) fn refused(refused: &Refused) -> Response {
         Refused::NotAnEvent => rejected(Rejection::Method),
         Refused::NotConfirmed => problem(&NOT_CONFIRMED, None),
         Refused::Malformed(malformed) => problem(&MALFORMED, Some(&malformed.to_string())),
+        Refused::RateLimited(wait) => {
+            let mut response = problem(&RATE_LIMITED, None);
+            // To come back a little later than told is no harm; a little earlier is in vain.
+            let seconds = wait.as_secs() + 1;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+        }
+        Refused::Overloaded => problem(&OVERLOADED, None),
         Refused::Unrouted => problem(&UNROUTED, None),
         Refused::InProgress => problem(&IN_PROGRESS, None),
         Refused::DedupUnavailable => problem(&DEDUP_UNAVAILABLE, None),
@@ -134,14 +144,19 @@ pub(crate) fn rejected(rejection: Rejection) -> Response {
             Rejection::TooLarge => &TOO_LARGE,
             Rejection::ReadTimeout => &BODY_TIMEOUT,
             Rejection::Truncated => &TRUNCATED,
-            Rejection::InFlightLimit | Rejection::Memory => &OVERLOADED,
+            Rejection::MediaType => &MEDIA_TYPE,
+            Rejection::InFlightLimit | Rejection::SourceInFlightLimit | Rejection::Memory => &OVERLOADED,
         },
         None,
     );
     match rejection {
         Rejection::Method => allow(&mut response, &[]),
         // What is left of the body is not read, so the connection cannot be used again.
-        Rejection::TooLarge | Rejection::ReadTimeout | Rejection::Truncated | Rejection::Memory => {
+        Rejection::TooLarge
+        | Rejection::MediaType
+        | Rejection::ReadTimeout
+        | Rejection::Truncated
+        | Rejection::Memory => {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         _ => {}

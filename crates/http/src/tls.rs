@@ -17,6 +17,7 @@ use rustls::{
     server::{ServerConfig, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
@@ -25,8 +26,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::pem;
 
 /// `server.tls`: where the certificates are. All files are read again when they change.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ServerTls")]
 pub struct TlsConfig {
     /// The server's certificate in PEM form, with the intermediate ones after it.
     pub cert: PathBuf,

@@ -1,8 +1,9 @@
 //! The ingress over real sockets, in front of a pipeline whose sink does as it is told.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use hookgate_core::{
     event::{SinkId, SourceId},
     observe::Observer,
@@ -19,7 +20,11 @@ use hookgate_testkit::{
     recorder::Recorder,
 };
 use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::service::Service;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +44,11 @@ struct Relay {
 
 impl Relay {
     async fn start(adjust: impl FnOnce(&mut ServerConfig)) -> Self {
+        Self::start_with(&json!({}), adjust).await
+    }
+
+    /// With `source` besides what every source has.
+    async fn start_with(source: &serde_json::Value, adjust: impl FnOnce(&mut ServerConfig)) -> Self {
         let mut config = ServerConfig { listen: ([127, 0, 0, 1], 0).into(), ..ServerConfig::default() };
         config.max_body = "1 KiB".parse().expect("a size");
         adjust(&mut config);
@@ -46,12 +56,7 @@ impl Relay {
         let observer: Arc<dyn Observer> = Arc::clone(&recorder) as _;
         let routes = json!([{ "to": [{ "sink": "sink" }] }]);
         let pipeline = Arc::new(TestEvent::new("any").pipeline(std::slice::from_ref(&sink), &routes, &observer));
-        let source = json!({ "path": "/hook", "verify": [{ "scheme": "bearer", "secrets": ["token"] }] });
-        let source = serde_json::from_value(source).expect("a valid config");
-        let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
-        let source =
-            Source::compile(SourceId::new(0, "test"), &source, &config.max_body.into(), &mut resolve).expect("good");
-        let router = Ingress::new(Arc::clone(&pipeline), &[Arc::new(source)], &config).router();
+        let router = Ingress::new(Arc::clone(&pipeline), &[self::source(source, &config)], &config).router();
         let server = Server::bind(config.listen, Limits::from(&config), observer).expect("a free port");
         let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
         let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));
@@ -61,6 +66,17 @@ impl Relay {
     async fn send(&self, bytes: &[u8]) -> Response {
         send_raw(self.address, bytes, LIMIT).await.expect("an answer")
     }
+}
+
+/// A source that takes the token, with `further` keys in its table.
+fn source(further: &serde_json::Value, config: &ServerConfig) -> Arc<Source> {
+    let mut table = json!({ "path": "/hook", "verify": [{ "scheme": "bearer", "secrets": ["token"] }] });
+    let further = further.as_object().expect("a table").clone();
+    table.as_object_mut().expect("a table").extend(further);
+    let table = serde_json::from_value(table).expect("a valid config");
+    let mut resolve = |_: &_| Ok(Arc::new(SecretSlot::new("token", Secret::new("token").expect("not empty"))));
+    let compiled = Source::compile(SourceId::new(0, "test"), &table, &config.max_body.into(), &mut resolve);
+    Arc::new(compiled.unwrap_or_else(|problems| panic!("{problems:?}")))
 }
 
 fn post(body: &[u8]) -> Vec<u8> {
@@ -220,6 +236,115 @@ async fn what_is_too_much_in_flight_gets_503_and_a_time_to_return() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_has_no_more_places_than_its_own() {
+    let relay = Relay::start_with(&json!({ "max_in_flight": 1 }), |_| {}).await;
+    let told = Arc::new(Notify::new());
+    relay.sink.answer_next([Answer::AckAfter(Arc::clone(&told))]);
+    let mut first = Connection::open(relay.address).await.expect("connected");
+    first.send(&post(b"1")).await.expect("sent");
+    wait_until(LIMIT, "the first is in flight", async || relay.sink.attempted().len() == 1).await;
+    assert_problem(&relay.send(&post(b"2")).await, 503, "overloaded");
+    assert_eq!(relay.recorder.count("request_rejected source=test reason=source_inflight_limit"), 1);
+    told.notify_one();
+    assert_eq!(first.receive(LIMIT).await.expect("an answer").status, 200);
+    relay.sink.clear();
+    assert_eq!(relay.send(&post(b"2")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_over_its_rate_is_told_when_to_come_back_and_strangers_do_not_count() {
+    let relay = Relay::start_with(&json!({ "max_rate": "2/h" }), |_| {}).await;
+    for _ in 0..5 {
+        assert_problem(&relay.send(&request("POST", "/hook", &[], b"x")).await, 401, "unauthorized");
+    }
+    assert_eq!(relay.send(&post(b"1")).await.status, 200);
+    assert_eq!(relay.send(&post(b"2")).await.status, 200);
+    let refused = relay.send(&post(b"3")).await;
+    assert_problem(&refused, 429, "rate-limited");
+    let seconds: u64 = refused.header("retry-after").expect("a time").parse().expect("seconds");
+    assert!((1700..=1801).contains(&seconds), "one of two an hour comes after half of it: {seconds}");
+    assert_eq!(relay.sink.stored().len(), 2);
+    assert_eq!(relay.pipeline.dedup.memory.len(), 2, "and is not remembered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_takes_the_types_and_encodings_that_it_names() {
+    let source = json!({ "content_types": ["Application/JSON"], "compression": "refuse" });
+    let relay = Relay::start_with(&source, |_| {}).await;
+    let send = async |headers: &[(&str, &str)]| {
+        let headers: Vec<_> = [TOKEN].into_iter().chain(headers.iter().copied()).collect();
+        relay.send(&request("POST", "/hook", &headers, b"{}")).await
+    };
+    const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
+    for refused in
+        [&[][..], &[("content-type", "text/plain")], &[("content-type", "")], &[JSON, ("content-encoding", "gzip")]]
+    {
+        assert_problem(&send(refused).await, 415, "unsupported-media-type");
+    }
+    assert_eq!(send(&[JSON, ("content-encoding", "identity")]).await.status, 200);
+    assert_eq!(relay.sink.stored().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_decompressed_where_the_config_says_so_and_never_past_the_limit() {
+    let relay = Relay::start_with(&json!({ "compression": "decompress" }), |config| {
+        config.max_in_flight_bytes = "2 KiB".parse().expect("a size");
+    })
+    .await;
+    let send = async |encoding: &str, body: &[u8]| {
+        relay.send(&request("POST", "/hook", &[TOKEN, ("content-encoding", encoding)], body)).await
+    };
+    assert_eq!(send("gzip", &gzip(&[b'x'; 1000])).await.status, 200);
+    let event = Arc::clone(&relay.sink.stored()[0].event);
+    assert_eq!((event.body.len(), event.content_encoding.as_deref()), (1000, None));
+    let repeat = relay.send(&post(&[b'x'; 1000])).await;
+    assert_eq!(repeat.json()["outcome"], "duplicate", "the event is what was packed");
+    assert_problem(&send("gzip", &gzip(&[b'x'; 1025])).await, 400, "malformed-event");
+    assert_problem(&send("gzip", b"{}").await, 400, "malformed-event");
+    assert_problem(&send("br", b"{}").await, 415, "unsupported-media-type");
+
+    // What the sink holds is in flight still.
+    drop(event);
+    relay.sink.clear();
+    assert_eq!(send("gzip", &gzip(&[b'1'; 1000])).await.status, 200);
+    assert_eq!(relay.sink.stored().len(), 1);
+    assert_problem(&send("gzip", &gzip(&[b'2'; 1024])).await, 503, "overloaded");
+    relay.sink.clear();
+    assert_eq!(send("gzip", &gzip(&[b'2'; 1024])).await.status, 200, "there is room again");
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(plain).expect("memory takes it");
+    encoder.finish().expect("memory takes it")
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_path_of_a_source_that_was_taken_away_is_unknown_after_a_minute() {
+    let (sink, recorder) = (FakeSink::new(SinkId::new(0, "sink")), Arc::new(Recorder::default()));
+    let observer: Arc<dyn Observer> = recorder as _;
+    let pipeline =
+        || TestEvent::new("any").pipeline(&[Arc::clone(&sink)], &json!([{ "to": [{ "sink": "sink" }] }]), &observer);
+    let config = ServerConfig::default();
+    let ingress = Ingress::new(Arc::new(pipeline()), &[source(&json!({}), &config)], &config);
+    let service = TowerToHyperService::new(ingress.router());
+    let status = async || {
+        let request = http::Request::post("/hook").body(axum::body::Body::empty()).expect("a request");
+        service.call(request).await.expect("never fails").status().as_u16()
+    };
+    assert_eq!(status().await, 401);
+    ingress.replace(Arc::new(pipeline()), &[]);
+    assert_eq!(status().await, 503);
+    tokio::time::advance(Duration::from_secs(59)).await;
+    ingress.replace(Arc::new(pipeline()), &[]);
+    assert_eq!(status().await, 503, "whatever is replaced besides");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(status().await, 404);
+    ingress.replace(Arc::new(pipeline()), &[source(&json!({}), &config)]);
+    assert_eq!(status().await, 401, "and back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bodies_in_flight_have_a_byte_budget() {
     let relay = Relay::start(|config| config.max_in_flight_bytes = "1 KiB".parse().expect("a size")).await;
     let told = Arc::new(Notify::new());
@@ -322,7 +447,7 @@ async fn a_stop_answers_what_has_come_before_it_closes_the_port() {
     // There is one thread: while this does not wait nothing is accepted, and the kernel keeps them.
     let connect = |number: u8| {
         let mut stream = std::net::TcpStream::connect(relay.address).expect("it listens");
-        std::io::Write::write_all(&mut stream, &post(&[number])).expect("the kernel takes it");
+        stream.write_all(&post(&[number])).expect("the kernel takes it");
         stream.set_nonblocking(true).expect("a socket");
         tokio::net::TcpStream::from_std(stream).expect("a runtime")
     };

@@ -7,11 +7,13 @@ use hookgate_core::{
     dedup::OnOutage,
     secret::SecretRef,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The `redis` table in `[dedup]`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Redis")]
 pub struct Config {
     /// Where Redis is: `"redis://host:6379"`, `"rediss://host:6379"` with TLS, with `user:password@` before the host and the
     /// number of a database after it (`/0`) if need be. Several, separated by commas, are nodes of one cluster or Sentinels.
@@ -36,6 +38,7 @@ pub struct Config {
     /// How long one operation may take; from 1 ms to 1 s. Default: 150 ms, some hundred times what Redis needs. Three in a
     /// row that take longer end the connection, and events do without Redis until it is quick again.
     #[serde(default = "timeout", with = "config::duration")]
+    #[schemars(with = "config::DurationText")]
     pub timeout: Duration,
     /// What becomes of events while Redis does not answer: `"accept"` publishes them, `"refuse"` answers 503. A source can say
     /// otherwise in its `dedup`. Default: `"accept"`, since a duplicate can be mended and a loss cannot.
@@ -48,8 +51,9 @@ pub struct Config {
 }
 
 /// How Redis is set up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "RedisTopology")]
 pub enum Topology {
     /// One server, or a name that always leads to the one that takes writes.
     #[default]
@@ -61,8 +65,9 @@ pub enum Topology {
 }
 
 /// The `tls` table. The files are read anew for each connection.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(rename = "RedisTls")]
 pub struct TlsConfig {
     /// PEM file with the CAs that may have signed the server's certificate. Default: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]

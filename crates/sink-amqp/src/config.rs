@@ -6,6 +6,7 @@ use hookgate_core::{
     config::{self, ByteLimit, Problem},
     secret::{SecretOrigin, SecretRef},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::BrokerUrl;
@@ -14,8 +15,9 @@ use crate::broker::BrokerUrl;
 ///
 /// Exchanges, queues and their bindings are an operator's to make: the sink declares nothing. Make the queues durable and,
 /// where they must survive the loss of a node, quorum queues.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "AmqpSink")]
 pub struct Config {
     /// The broker, like `"amqp://user:password@rabbit.example.com:5672/vhost"`, or several with a comma between them, which
     /// are tried in random order. No default. It is a secret, since it may have a password in it.
@@ -42,6 +44,10 @@ pub struct Config {
     /// confirms in batches after each write to disk, and what a broken connection leaves unknown stays small.
     #[serde(default = "max_in_flight", deserialize_with = "config::count")]
     pub max_in_flight: usize,
+    /// Where routes may publish to, as exchange/routing-key; `*` is any run of characters: `["hooks/openclaw.*"]`. A route whose
+    /// names could be rendered outside of them is an error at the start. Default: none, and any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
     /// Longest body that the broker takes. A longer one is refused for good before it is sent. Default: 16 MiB, the
     /// `max_message_size` of RabbitMQ 4; that of 3.x is 128 MiB. A broker with a lower limit says so when it is first exceeded,
     /// and its limit holds then.
@@ -52,8 +58,9 @@ pub struct Config {
 }
 
 /// The `tls` table of an AMQP sink. The files are read anew for each connection.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "AmqpTls")]
 pub struct TlsConfig {
     /// PEM file with the CAs that may have signed the broker's certificate. Default: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use hookgate_core::config::{self, ByteLimit};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A `[sinks.<name>]` table with `type = "file"`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "FileSink")]
 pub struct Config {
     /// The directory for the files; made when it is not there. No default. Each sink needs its own, on a disk that keeps
     /// what it has fsynced. Owner and group can read what is in it, nobody else.

@@ -6,6 +6,7 @@ use hookgate_core::{
     config::{self, ByteLimit, Problem},
     secret::SecretRef,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A `[sinks.<name>]` table with `type = "kafka"`.
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 /// The topics that routes name have to exist: hookgate makes none, whatever the broker's `auto.create.topics.enable` says.
 /// With access control on, hookgate needs WRITE and DESCRIBE on each of them. How safe an acknowledged message is, the topic
 /// decides: give it a replication factor of 3 and `min.insync.replicas=2`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "KafkaSink")]
 pub struct Config {
     /// Some brokers of the cluster, like `["kafka-1:9092", "kafka-2:9092"]`; the others are learnt from them. The port is
     /// 9092 where there is none. No default.
@@ -49,6 +51,10 @@ pub struct Config {
     /// if there are any whose callers have given up; beyond that a message is refused at once.
     #[serde(default = "max_in_flight", deserialize_with = "config::count")]
     pub max_in_flight: usize,
+    /// Topics that routes may publish to; `*` is any run of characters: `["openclaw-*"]`. A route whose topic could be rendered
+    /// outside of them is an error at the start. Default: none, and any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
     /// Largest message, with key and headers: the broker's `message.max.bytes`, or the smallest `max.message.bytes` of the
     /// topics. Larger ones are refused here, for good. Default: `"1048588 B"`, the broker's own. Range: 2 KiB to 900 MiB. It
     /// counts the message as sent before compression, with some 100 bytes of Kafka's own around it.
@@ -62,8 +68,9 @@ pub struct Config {
 }
 
 /// How user and password are shown to the broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "KafkaSasl")]
 pub enum Sasl {
     /// As they are (RFC 4616).
     Plain,
@@ -91,8 +98,9 @@ impl Sasl {
 }
 
 /// How messages are compressed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "KafkaCompression")]
 pub enum Compression {
     /// Not at all.
     #[default]
@@ -118,8 +126,9 @@ impl Compression {
 }
 
 /// The `tls` table of a Kafka sink. While TLS cannot be agreed, the files are read anew for each attempt.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "KafkaTls")]
 pub struct TlsConfig {
     /// PEM file with the CAs that may have signed the brokers' certificates. Default: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,13 +7,15 @@ use hookgate_core::{
     config::{self, Problem},
     secret::SecretRef,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A `[sinks.<name>]` table with `type = "nats"`.
 ///
 /// A connection logs in in one way at most: user and password, token, nkey or creds.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "NatsSink")]
 pub struct Config {
     /// The servers, like `["nats://127.0.0.1:4222"]`; with `tls://` a server must speak TLS. Tried in random order, names
     /// resolved anew each time. No default. Only these are used: a server that the cluster advertises gets no credentials
@@ -52,11 +54,16 @@ pub struct Config {
     /// small.
     #[serde(default = "max_in_flight", deserialize_with = "config::count")]
     pub max_in_flight: usize,
+    /// Subjects that routes may publish to, with the wildcards of NATS: `["openclaw.>"]`. A route whose subject could be rendered
+    /// outside of them is an error at the start. Default: none, and any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
 }
 
 /// The `tls` table of a NATS sink. The files are read anew for each connection.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "NatsTls")]
 pub struct TlsConfig {
     /// PEM file with the CAs that may have signed the server's certificate. Default: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -211,7 +211,7 @@ impl TestEvent {
             }
         };
         let to: Vec<Value> = targets.iter().map(destination).collect();
-        let sinks = [SinkDeclaration { id: sink.clone(), addressing }];
+        let sinks = [SinkDeclaration { id: sink.clone(), addressing, allow: Vec::new() }];
         let router = self.router(&sinks, &json!([{ "name": self.route, "to": to }]));
         let event = self.event();
         let Routed::To(plan) = router.plan(&event).routed else { panic!("the route takes every event") };
@@ -223,7 +223,11 @@ impl TestEvent {
     /// Everything else is a default, and public: change it before use.
     pub fn pipeline(&self, sinks: &[Arc<FakeSink>], routes: &Value, observer: &Arc<dyn Observer>) -> Pipeline {
         const IN_FLIGHT_MAX: usize = 1024;
-        let declare = |sink: &Arc<FakeSink>| SinkDeclaration { id: sink.id().clone(), addressing: sink.addressing() };
+        let declare = |sink: &Arc<FakeSink>| SinkDeclaration {
+            id: sink.id().clone(),
+            addressing: sink.addressing(),
+            allow: Vec::new(),
+        };
         let publisher = |sink: &Arc<FakeSink>| {
             let (id, sink) = (sink.id().clone(), Arc::clone(sink) as Arc<dyn Sink>);
             Some(Arc::new(Publisher::new(id, sink, IN_FLIGHT_MAX, Arc::clone(observer))))

@@ -5,6 +5,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use data_encoding::BASE64;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
@@ -16,7 +17,7 @@ use super::{
 use crate::secret::{ResolveSecret, SecretRef, SecretSlot};
 
 /// Adyen's signatures of items.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdyenConfig {
     /// The HMAC keys that are live, in hexadecimal as Adyen shows them; any one may match.

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use http::header::AUTHORIZATION;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Atlassian's token with a query string hash, in `Authorization: JWT …`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AtlassianConfig {
     /// The path of the app's base URL, which the hash leaves out, like `"/jira"`. Default: none.
@@ -34,6 +35,7 @@ pub struct AtlassianConfig {
     pub base_path: Option<String>,
     /// How far our clock and Atlassian's may be apart. Default: `"60s"`.
     #[serde(default, with = "config::optional_duration", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<config::DurationText>")]
     pub leeway: Option<Duration>,
     /// The shared secrets of the installations that are live; any one may match.
     #[serde(default)]

@@ -1,5 +1,8 @@
 //! The `verify` list of a source.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
@@ -39,7 +42,7 @@ impl VerifyConfig {
 }
 
 /// A way to verify a sender, with its secrets.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(tag = "scheme", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum SchemeConfig {
     /// `Authorization: Bearer <token>` (RFC 6750, section 2.1).
@@ -223,6 +226,20 @@ impl<'de> Deserialize<'de> for VerifyConfig {
             }
         }
         deserializer.deserialize_any(OneOrAll)
+    }
+}
+
+impl JsonSchema for VerifyConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "Verify".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let scheme = generator.subschema_for::<SchemeConfig>();
+        json_schema!({
+            "description": "A scheme, or a list of schemes that must all hold.",
+            "anyOf": [scheme, { "type": "array", "items": scheme, "minItems": 1 }],
+        })
     }
 }
 

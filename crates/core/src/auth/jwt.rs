@@ -15,6 +15,7 @@ use std::{
 };
 
 use data_encoding::BASE64URL_NOPAD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ use crate::{config, secret::ResolveSecret};
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// A signed JWT in `Authorization: Bearer …`. It covers who sends, not what: keep the path private and the transport TLS.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
     /// Where the issuer's public keys are: `{ url = "https://…" }`, or a JWK set in a `{ file = "…" }`. No default.
@@ -55,11 +56,12 @@ pub struct JwtConfig {
     pub claims: BTreeMap<String, String>,
     /// How far our clock and the issuer's may be apart. Default: `"60s"`.
     #[serde(default, with = "config::optional_duration", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<config::DurationText>")]
     pub leeway: Option<Duration>,
 }
 
 /// A signature algorithm of RFC 7518 or RFC 8037.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[allow(missing_docs, reason = "the names of the standard say it")]
 pub enum JwtAlgorithm {
     RS256,

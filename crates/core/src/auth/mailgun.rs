@@ -8,6 +8,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use data_encoding::HEXLOWER;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// Mailgun's signature.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MailgunConfig {
     /// How old a request may be, both ways. Default: `"15m"`; Mailgun repeats with a new signature.

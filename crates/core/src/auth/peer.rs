@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use x509_parser::{extensions::GeneralName, prelude::FromDer};
 
@@ -24,7 +25,7 @@ pub struct Peer {
 }
 
 /// An allow-list of addresses. It proves little by itself; use it beside a signature.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressConfig {
     /// Networks or addresses that may send, like `"192.0.2.0/24"` or `"2001:db8::1"`. Behind proxies the sender's address is
@@ -103,7 +104,7 @@ fn hop_address(text: &str) -> Option<IpAddr> {
 }
 
 /// The identity in a client certificate, which TLS has verified against `server.tls.client_ca`.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateConfig {
     /// Names that may send: a DNS name, e-mail address or URI among the certificate's alternative names, or, where it has

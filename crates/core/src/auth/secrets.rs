@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER_PERMISSIVE};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use subtle::Choice;
 
@@ -10,7 +11,7 @@ use super::AuthFailure;
 use crate::secret::{CheckForm, Secret, SecretSlot};
 
 /// How the text of a shared secret becomes the key.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyForm {
     /// The text itself is the key, whatever it looks like.

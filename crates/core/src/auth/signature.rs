@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// A hash to make an HMAC with (RFC 2104).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, schemars::JsonSchema, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hash {
     /// SHA-1: broken as a hash, still sound in an HMAC; only for providers that have nothing else.

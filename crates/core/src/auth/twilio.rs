@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use data_encoding::{BASE64, HEXLOWER};
 use http::{HeaderMap, HeaderName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
@@ -30,7 +31,7 @@ const SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signatur
 const BODY_HASH: &str = "bodySHA256";
 
 /// Twilio's signature.
-#[derive(Debug, Clone, Deserialize, Serialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TwilioConfig {
     /// The whole URL that was given to Twilio, query included, where it is always the same and not `server.public_url`

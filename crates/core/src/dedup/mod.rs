@@ -13,6 +13,7 @@ mod store;
 
 use std::{sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -32,7 +33,7 @@ use crate::{
 };
 
 /// The `dedup` table of a source.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceDedupConfig {
     /// What becomes of an event while the shared store does not answer. Default: `dedup.redis.on_outage`.
@@ -47,7 +48,7 @@ pub struct SourceDedupConfig {
 }
 
 /// What becomes of an event while the shared store does not answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnOutage {
     /// It is published: a repeat that another replica has published becomes a duplicate, unless the broker knows its id.
@@ -59,7 +60,7 @@ pub enum OnOutage {
 }
 
 /// What becomes of an event whose id was accepted with another body.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnMismatch {
     /// It is a duplicate: senders do write the time or the number of the attempt into a repeat. The default.

@@ -92,7 +92,8 @@ impl Rule {
             let first = errors.errors.first();
             let message = first.map_or("is not CEL", |error| error.msg.trim());
             let (line, column) = first.map_or((1, 1), |error| error.pos);
-            format!("{message}, at line {line}, column {column} of {text:?}")
+            let advice = if message.contains("error at: '=") { "; CEL compares by \"==\"" } else { "" };
+            format!("{message}{advice}, at line {line}, column {column} of {text:?}")
         })?;
         let mut expression = program.expression().clone();
         let mut checker = Checker::new(names, json);

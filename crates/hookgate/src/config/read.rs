@@ -157,11 +157,23 @@ fn describe(error: &Error) -> (Vec<String>, String) {
         }
         Kind::UnknownVariant(name, known) => unknown("value", name, known),
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            format!("is {}, expected {expected}", form(found))
+            format!("is {}, expected {}", form(found), in_toml(expected))
         }
         other => other.to_string(),
     };
     (path, message)
+}
+
+/// serde's word for a kind of value as TOML has it.
+fn in_toml(expected: &str) -> &str {
+    match expected {
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "a string" | "string" => "a text",
+        "a boolean" | "bool" => "true or false",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    }
 }
 
 /// What a value is, without saying it: it may be a secret in the wrong place.
@@ -194,7 +206,7 @@ fn take_out(value: &mut Value, path: &[String]) -> bool {
 }
 
 /// `a`, `0`, `b` as `a[0].b`.
-fn render(path: &[String]) -> String {
+pub(super) fn render(path: &[String]) -> String {
     let mut key = String::new();
     for part in path {
         match part.parse::<usize>() {

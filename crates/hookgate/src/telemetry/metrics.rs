@@ -27,7 +27,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 use crate::spool::{self, LocalSpool, SinkSpool};
 
 /// Status codes that hookgate answers with, 499 standing for a client that was gone before its answer.
-const CODES: [u16; 16] = [200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 413, 422, 499, 500, 503, 504];
+const CODES: [u16; 18] = [200, 201, 202, 204, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504];
 
 /// Answers by whose doing they are; the last takes what is in no other.
 const ANSWERS: [(RangeInclusive<u16>, &str); 4] =

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::HeaderName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
@@ -32,7 +33,7 @@ pub(in super::super) enum AlgorithmName {
 
 /// A signature over the request. What is left out comes from the source's preset, unless `header` is written out; else from
 /// the defaults told here.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignatureConfig {
     /// The header that holds the signature, or several: the first that is there is read. No default.
@@ -92,7 +93,7 @@ pub struct SignatureConfig {
 }
 
 /// How a signature is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// Lower-case hexadecimal.
@@ -103,7 +104,7 @@ pub enum Encoding {
 }
 
 /// What a timestamp counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 pub enum Unit {
     /// Seconds since 1970.
     #[default]
@@ -149,6 +150,11 @@ impl<'de> Deserialize<'de> for Tolerance {
     }
 }
 
+config::schema!(Tolerance, "Tolerance", {
+    "type": "string",
+    "description": "How old a request may be: a duration like \"5m\", or \"off\".",
+});
+
 impl Serialize for Tolerance {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -179,6 +185,11 @@ impl<'de> Deserialize<'de> for Future {
         }
     }
 }
+
+config::schema!(Future, "Future", {
+    "type": "string",
+    "description": "How far ahead of our clock a timestamp may be: \"same\" (as far as it may lie behind), \"any\", or a duration like \"30s\".",
+});
 
 impl Serialize for Future {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
