@@ -1,6 +1,7 @@
 //! hookgate as its users meet it: the built program, started as a process, with real brokers behind it.
 
 mod amqp_faults;
+mod audit;
 mod bad_requests;
 mod broker_faults;
 mod cli;

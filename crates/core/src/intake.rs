@@ -45,7 +45,7 @@ impl Per {
 
 impl Rate {
     /// As many may come at once as in the whole span.
-    fn quota(self) -> Quota {
+    pub fn quota(self) -> Quota {
         match self.per {
             Per::Second => Quota::per_second(self.count),
             Per::Minute => Quota::per_minute(self.count),

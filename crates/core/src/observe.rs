@@ -8,7 +8,8 @@ use crate::{
     auth::{AuthFailure, Proof},
     dedup::StoreError,
     event::{Event, SinkId, SourceId},
-    sink::{PublishError, PublishErrorKind, PublishReason},
+    message::Message,
+    sink::{Position, PublishError, PublishErrorKind, PublishReason},
     spool::SpoolError,
 };
 
@@ -157,6 +158,10 @@ pub enum Observation<'a> {
     PublishAttempted {
         /// The sink.
         sink: &'a SinkId,
+        /// What was to be published.
+        message: &'a Message,
+        /// Where the broker keeps it, if it does.
+        position: Option<&'a Position>,
         /// Which attempt for this message, from 1.
         attempt: u32,
         /// How.

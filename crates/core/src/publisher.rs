@@ -150,6 +150,8 @@ impl Publisher {
         };
         self.observer.observe(&Observation::PublishAttempted {
             sink: &self.id,
+            message,
+            position: attempt.as_ref().ok().map(Receipt::position),
             attempt: number,
             result,
             elapsed: started.elapsed(),

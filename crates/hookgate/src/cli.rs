@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use hookgate_core::observe::Chain;
 
@@ -17,7 +18,7 @@ use crate::{
     health,
     run::{self, Failure},
     send::{self, Send},
-    shelf,
+    shelf, telemetry,
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -51,10 +52,29 @@ enum Command {
     Spool(shelf::Command),
     /// Look at what is not tried again by itself, put it anew, or drop it.
     Dead(shelf::Command),
+    /// Look up what became of an event in the audit trail.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Ask the process that runs with this config whether it is alive: the health check of a container.
     Health,
     /// Print the config as it is understood, with defaults filled in and secrets left out.
     Config(PrintConfig),
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Print every step of the events whose ids have this text in them, in the order of time.
+    Find {
+        /// The id of an event, or a part of it.
+        #[arg(value_name = "EVENT_ID")]
+        part: String,
+        /// Only events of this source.
+        #[arg(long, value_name = "NAME")]
+        source: Option<String>,
+        /// The directory of the trail [default: audit.dir of the config].
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +102,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Spool(what) => shelf(&arguments, what, false),
         Command::Dead(what) => shelf(&arguments, what, true),
         Command::Health => health(&arguments),
+        Command::Audit(AuditCommand::Find { part, source, dir }) => {
+            find_in_audit(&arguments, part, source.as_deref(), dir.as_deref())
+        }
         Command::Config(what) => print_config(&arguments, what),
     };
     outcome.unwrap_or_else(|failure| match failure {
@@ -151,6 +174,40 @@ fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 fn health(arguments: &Arguments) -> Result<ExitCode, Failure> {
     runtime()?.block_on(health::health(&load(arguments)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_in_audit(
+    arguments: &Arguments,
+    part: &str,
+    source: Option<&str>,
+    dir: Option<&Path>,
+) -> Result<ExitCode, Failure> {
+    let dir = match dir {
+        Some(dir) => dir.to_owned(),
+        None => match load(arguments)?.audit {
+            Some(audit) => audit.dir,
+            None => {
+                return Err(
+                    anyhow::anyhow!("there is no [audit] table in the config; name the directory by --dir").into()
+                );
+            }
+        },
+    };
+    let found = telemetry::find_in_audit(&dir, part, source).with_context(|| format!("read {}", dir.display()))?;
+    let mut out = io::stdout().lock();
+    for entry in &found {
+        if arguments.json {
+            serde_json::to_writer(&mut out, entry).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            writeln!(out, "{entry}")?;
+        }
+    }
+    if found.is_empty() {
+        eprintln!("hookgate: no event in {} has {part:?} in its id", dir.display());
+        return Ok(ExitCode::FAILURE);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,6 +19,7 @@ use std::{
 use figment::{Figment, value::Value};
 use hookgate_core::{
     config::{self, Problem},
+    intake::Rate,
     route::{RouteConfig, UnroutedConfig},
     source::SourceConfig,
 };
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use self::place::{Place, Text};
 pub(crate) use self::read::Reader;
-use crate::{sinks::SinkConfig, spool::SpoolConfig};
+use crate::{sinks::SinkConfig, spool::SpoolConfig, telemetry::AuditConfig};
 
 /// The configuration of hookgate.
 #[derive(Debug, JsonSchema, Serialize)]
@@ -53,6 +54,9 @@ pub(crate) struct Config {
     /// Where messages wait that a broker does not take in time. Without it their senders are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spool: Option<SpoolConfig>,
+    /// A trail of what became of each event. Without it there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) audit: Option<AuditConfig>,
     /// Who sends, by name. A name has only a-z, 0-9, _ and -.
     #[schemars(default)]
     pub(crate) sources: BTreeMap<String, SourceConfig>,
@@ -140,6 +144,23 @@ pub(crate) struct LogConfig {
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or directives like `"info,hookgate=debug"`. At `debug`
     /// there is one line for each event. Default: `"info"`.
     pub(crate) level: LogLevel,
+    /// At which level there is a line for each event: `"debug"`, or `"info"`. Default: `"debug"`, so that by default there is
+    /// none; metrics count them all, and the audit trail is for looking one up.
+    pub(crate) events: EventLevel,
+    /// Most of these lines at `"info"`, like `"100/s"`; the next one says how many were left out. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) events_max: Option<Rate>,
+}
+
+/// The level of the lines for events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EventLevel {
+    /// Only with `level = "debug"`.
+    #[default]
+    Debug,
+    /// With `level = "info"` too.
+    Info,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
@@ -316,12 +337,13 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     let log = reader.table("log");
     let dedup = reader.table("dedup");
     let spool = reader.optional_table("spool");
+    let audit = reader.optional_table("audit");
     let sources = reader.named_tables("sources", |reader, key, table| reader.value::<SourceConfig>(key, table));
     let sinks = reader.named_tables("sinks", SinkConfig::read);
     let routes = reader.list("routes");
     let unrouted = reader.table("unrouted");
     let problems = reader.finish();
-    match (server, admin, outbound, log, dedup, spool, sources, sinks, routes, unrouted) {
+    match (server, admin, outbound, log, dedup, spool, audit, sources, sinks, routes, unrouted) {
         (
             Some(server),
             Some(admin),
@@ -329,12 +351,13 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
             Some(log),
             Some(dedup),
             Some(spool),
+            Some(audit),
             Some(sources),
             Some(sinks),
             Some(routes),
             Some(unrouted),
         ) if problems.is_empty() => {
-            Ok(Config { server, admin, outbound, log, dedup, spool, sources, sinks, routes, unrouted, origins })
+            Ok(Config { server, admin, outbound, log, dedup, spool, audit, sources, sinks, routes, unrouted, origins })
         }
         _ => Err(origins.locate(problems)),
     }

@@ -61,7 +61,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     telemetry::start_log(&config.log);
     let (ids, secrets) = (Ids::of(&config), Secrets::default());
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
-    let telemetry = Telemetry::new(config.dedup.redis.is_some());
+    let telemetry = Telemetry::new(config.dedup.redis.is_some(), &config.log, config.audit.as_ref())
+        .context("begin the audit trail in the directory that audit.dir names")?;
     let routes: Vec<_> = parts.router.names().cloned().collect();
     telemetry.make_room(&ids);
     telemetry.adopt(&parts.sources, ids.sinks(), &routes);

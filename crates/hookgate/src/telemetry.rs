@@ -1,5 +1,6 @@
 //! What is seen from outside: metrics, logs and readiness, all fed by the one stream of observations.
 
+mod audit;
 #[cfg(test)]
 mod catalogue;
 mod health;
@@ -7,6 +8,7 @@ mod log;
 mod metrics;
 
 use std::{
+    io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -23,11 +25,14 @@ use hookgate_http::admin::{Readiness, Reloaded, Status};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{assemble::Ids, relay::ReloadRequest, shelf, spool::LocalSpool};
+use crate::{assemble::Ids, config::LogConfig, relay::ReloadRequest, shelf, spool::LocalSpool};
 
-use self::{health::Health, log::Log, metrics::Metrics};
+use self::{audit::Audit, health::Health, log::Log, metrics::Metrics};
 
-pub(crate) use self::log::{millis, start_log};
+pub(crate) use self::{
+    audit::{AuditConfig, find as find_in_audit},
+    log::{millis, start_log},
+};
 
 /// How often histograms are folded: until then every sample is kept.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -36,6 +41,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) struct Telemetry {
     metrics: Metrics,
     log: Log,
+    audit: Option<Audit>,
     health: Health,
     memory: OnceLock<Arc<Memory>>,
     spool: OnceLock<Arc<LocalSpool>>,
@@ -44,15 +50,21 @@ pub(crate) struct Telemetry {
 
 impl Telemetry {
     /// `shares_dedup` says whether there is a dedup store besides the memory.
-    pub(crate) fn new(shares_dedup: bool) -> Arc<Self> {
-        Arc::new(Self {
-            metrics: Metrics::new(shares_dedup),
-            log: Log::new(),
+    ///
+    /// # Errors
+    /// When the audit trail cannot be written.
+    pub(crate) fn new(shares_dedup: bool, log: &LogConfig, audit: Option<&AuditConfig>) -> io::Result<Arc<Self>> {
+        let metrics = Metrics::new(shares_dedup);
+        let audit = audit.map(|config| Audit::start(config, metrics.audit_failures())).transpose()?;
+        Ok(Arc::new(Self {
+            metrics,
+            log: Log::new(log),
+            audit,
             health: Health::new(shares_dedup),
             memory: OnceLock::new(),
             spool: OnceLock::new(),
             reloads: OnceLock::new(),
-        })
+        }))
     }
 
     /// Gets ready to observe what has a place in `ids`.
@@ -110,6 +122,9 @@ impl Observer for Telemetry {
     fn observe(&self, observation: &Observation<'_>) {
         self.metrics.observe(observation);
         self.log.observe(observation);
+        if let Some(audit) = &self.audit {
+            audit.observe(observation);
+        }
         self.health.observe(observation);
     }
 }
@@ -144,6 +159,9 @@ impl Status for Telemetry {
 
     fn metrics(&self) -> String {
         let entries = self.memory.get().map_or(0, |memory| memory.len());
+        if let Some(audit) = &self.audit {
+            self.metrics.audit_lost(audit.lost());
+        }
         self.metrics.render(entries, self.spool.get().map(Arc::as_ref))
     }
 }

@@ -104,7 +104,7 @@ impl fmt::Display for Line<'_> {
             Observation::DedupStoreNotice { message } => write!(f, "dedup_store_notice message={message}"),
             Observation::PayloadMismatch { event } => write!(f, "payload_mismatch event={}", event.id),
             Observation::PublishStarted { sink } => write!(f, "publish_started sink={sink}"),
-            Observation::PublishAttempted { sink, attempt: _, result, elapsed: _ } => {
+            Observation::PublishAttempted { sink, result, .. } => {
                 write!(f, "publish_attempted sink={sink} result={}", result.label())
             }
             Observation::PublishFinished { sink, error, required } => {
@@ -152,7 +152,7 @@ impl<T: fmt::Display> fmt::Display for Or<T> {
 
 #[cfg(test)]
 mod tests {
-    use hookgate_core::{event::SinkId, observe::AttemptResult};
+    use hookgate_core::event::SinkId;
 
     use super::*;
 
@@ -161,9 +161,8 @@ mod tests {
         let recorder = Recorder::default();
         let sink = SinkId::new(0, "events");
         recorder.observe(&Observation::SinkUp { sink: &sink });
-        let (result, elapsed) = (AttemptResult::Acked, std::time::Duration::from_secs(1));
-        recorder.observe(&Observation::PublishAttempted { sink: &sink, attempt: 1, result, elapsed });
-        assert_eq!(recorder.lines(), ["sink_up sink=events", "publish_attempted sink=events result=acked"]);
+        recorder.observe(&Observation::PublishStarted { sink: &sink });
+        assert_eq!(recorder.lines(), ["sink_up sink=events", "publish_started sink=events"]);
         assert_eq!(recorder.count("publish_"), 1);
         recorder.clear();
         assert!(recorder.lines().is_empty());

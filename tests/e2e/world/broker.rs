@@ -22,6 +22,8 @@ use crate::relay::{create_stream, to_nats};
 pub(crate) struct Held {
     pub(crate) id: String,
     pub(crate) body: Vec<u8>,
+    /// Where it is, as its broker counts; where consumers see it.
+    pub(crate) offset: Option<u64>,
 }
 
 pub(crate) struct Broker {
@@ -149,9 +151,11 @@ impl Broker {
         match &self.server {
             Server::Nats(nats) => {
                 let messages = nats.wire().await.read_stream("HOOKS").await;
-                let held = messages
-                    .into_iter()
-                    .map(|message| Held { id: id(message.header("ce-id")), body: message.payload.to_vec() });
+                let held = messages.into_iter().map(|message| Held {
+                    id: id(message.header("ce-id")),
+                    body: message.payload.to_vec(),
+                    offset: Some(message.sequence),
+                });
                 held.collect()
             }
             Server::Rabbit(rabbit) => {
@@ -159,17 +163,21 @@ impl Broker {
                 let header = |headers: &[(String, String)]| {
                     headers.iter().find(|(name, _)| name == "hookgate-event-id").map(|(_, value)| value.clone())
                 };
-                let held = messages
-                    .into_iter()
-                    .map(|message| Held { id: id(header(&message.headers).as_deref()), body: message.body.to_vec() });
+                let held = messages.into_iter().map(|message| Held {
+                    id: id(header(&message.headers).as_deref()),
+                    body: message.body.to_vec(),
+                    offset: None,
+                });
                 held.collect()
             }
             #[cfg(feature = "kafka")]
             Server::Kafka(kafka) => {
                 let records = read_topic(kafka, PLACE).await;
-                let held = records
-                    .into_iter()
-                    .map(|record| Held { id: id(record.header("hookgate-event-id")), body: record.body.to_vec() });
+                let held = records.into_iter().map(|record| Held {
+                    id: id(record.header("hookgate-event-id")),
+                    body: record.body.to_vec(),
+                    offset: None,
+                });
                 held.collect()
             }
         }

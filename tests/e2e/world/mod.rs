@@ -6,6 +6,7 @@ mod history;
 mod senders;
 
 use std::{
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -21,6 +22,7 @@ use hookgate_testkit::{
     redis::{RedisConfig, RedisServer},
     volume::Volume,
 };
+use serde_json::Value;
 use tokio::time::sleep;
 
 pub(crate) use self::history::{Told, Verdict};
@@ -98,6 +100,8 @@ pub(crate) struct World {
     /// Where each relay's spool is, if disks can be made here.
     disks: Vec<Volume>,
     environments: Vec<Vec<(String, String)>>,
+    /// How often a process was killed; each time what it was about to write to its trail may be gone.
+    kills: usize,
 }
 
 impl World {
@@ -111,7 +115,7 @@ impl World {
         let redis = RedisServer::start(&RedisConfig::default()).await;
         let broker = Broker::start(kind).await;
         let tables = format!(
-            "{OPENCLAW}[spool]\ndir = \"spool\"\nmin_free = \"1 MiB\"\n[dedup.redis]\nurl = \"redis://{}\"\n{}",
+            "{OPENCLAW}[audit]\ndir = \"trail\"\n[spool]\ndir = \"spool\"\nmin_free = \"1 MiB\"\n[dedup.redis]\nurl = \"redis://{}\"\n{}",
             redis.address(),
             broker.tables()
         );
@@ -132,7 +136,7 @@ impl World {
             .collect();
         let relays =
             join_all(environments.iter().map(|environment| Relay::start_of(&program, &tables, environment))).await;
-        Self { redis, broker, relays, disks, environments }
+        Self { redis, broker, relays, disks, environments, kills: 0 }
     }
 
     async fn start_again(&mut self, relay: usize) {
@@ -141,6 +145,7 @@ impl World {
 
     async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
         let moment = Duration::from_millis(rng.u64(200..1500));
+        self.kills += usize::from(matches!(fault, Fault::KillRelay(_) | Fault::KillBrokerKillRelay(_)));
         match fault {
             Fault::KillRelay(relay) => {
                 self.relays[relay].kill();
@@ -236,8 +241,34 @@ impl World {
     /// Lets `faults` happen while senders send, heals everything, and judges.
     pub(crate) async fn judge(&mut self, seed: u64, faults: impl Iterator<Item = Fault>) -> Verdict {
         let (history, stored) = self.run(seed, faults).await;
+        self.assert_audited(&history).await;
         self.assert_healed().await;
         Verdict::of(&history, &stored)
+    }
+
+    /// That the trail of the processes has the place of every acknowledged event, and that the event is there.
+    async fn assert_audited(&self, history: &History) {
+        let held: HashMap<u64, String> =
+            self.broker.held().await.into_iter().filter_map(|held| Some((held.offset?, held.id))).collect();
+        if held.is_empty() {
+            return;
+        }
+        let mut audited = HashSet::new();
+        for file in self.relays.iter().flat_map(|relay| std::fs::read_dir(relay.dir().join("trail")).expect("a trail"))
+        {
+            let lines = std::fs::read_to_string(file.expect("a file").path()).expect("readable");
+            for entry in lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+                if entry["step"] == "stored" {
+                    let (id, offset) = (entry["event_id"].as_str().expect("an id"), entry["offset"].as_u64());
+                    assert_eq!(held.get(&offset.expect("a place")).map(String::as_str), Some(id), "{entry}");
+                    audited.insert(id.to_owned());
+                }
+            }
+        }
+        let acknowledged = history.iter().filter(|(_, told)| told.iter().any(|told| told.is_success()));
+        let without = acknowledged.filter(|(number, _)| !audited.contains(&finished_id(**number))).count();
+        eprintln!("{} events have a place in the trail, {without} acknowledged ones have none", audited.len());
+        assert!(without <= self.kills * SENDERS, "{without} have none after {} kills", self.kills);
     }
 
     /// That every process works as before, and that nothing has piled up.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use governor::{DefaultDirectRateLimiter, RateLimiter};
 use hookgate_core::{
     auth::AuthFailure,
     event::{SinkId, SourceId},
@@ -21,7 +22,7 @@ use hookgate_core::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{EventLevel, LogConfig, LogFormat};
 
 /// Libraries that are silent unless `log.level` names them. The words of the NATS and AMQP clients are said by the sinks, once,
 /// and in the operator's terms; the AMQP client logs bodies of returned messages besides. The HTTP/2 library logs every header at `trace`, credentials and query tokens among them.
@@ -48,6 +49,10 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Log {
     begun: Instant,
+    events: EventLevel,
+    /// How many lines of events there may be.
+    events_rate: Option<DefaultDirectRateLimiter>,
+    events_suppressed: AtomicU64,
     /// At the index of each source.
     sources: ArcSwap<Vec<Arc<SourceLimiters>>>,
     /// At the index of each sink, for each result of an attempt.
@@ -76,9 +81,12 @@ impl SourceLimiters {
 }
 
 impl Log {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(config: &LogConfig) -> Self {
         Self {
             begun: Instant::now(),
+            events: config.events,
+            events_rate: config.events_max.map(|rate| RateLimiter::direct(rate.quota())),
+            events_suppressed: AtomicU64::new(0),
             sources: ArcSwap::default(),
             failures: ArcSwap::default(),
             dedup: std::array::from_fn(|_| Limiter::default()),
@@ -95,6 +103,15 @@ impl Log {
         failures.resize_with(sinks.max(failures.len()), || Arc::new(std::array::from_fn(|_| Limiter::default())));
         self.sources.store(Arc::new(all_sources));
         self.failures.store(Arc::new(failures));
+    }
+
+    /// Whether one more event has a line, and how many had none since the last that did.
+    fn next_event(&self) -> Option<u64> {
+        if self.events_rate.as_ref().is_some_and(|rate| rate.check().is_err()) {
+            self.events_suppressed.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.events_suppressed.swap(0, Ordering::Relaxed))
     }
 
     fn source(&self, source: &SourceId) -> Arc<SourceLimiters> {
@@ -120,6 +137,10 @@ impl Observer for Log {
                 let (elapsed_ms, cause) = (millis(*elapsed), cause.map(tracing::field::display));
                 if failed {
                     tracing::error!(%source, event_id, outcome, elapsed_ms, "a defect stopped an event; it is not remembered");
+                } else if self.events == EventLevel::Info {
+                    let Some(suppressed) = self.next_event() else { return };
+                    let trace = event.and_then(|event| event.trace.as_ref()).map(|trace| trace.parent.as_str());
+                    tracing::info!(%source, event_id, event_type, outcome, elapsed_ms, cause, trace, suppressed, "event");
                 } else {
                     tracing::debug!(%source, event_id, event_type, outcome, elapsed_ms, cause, "event");
                 }

@@ -79,6 +79,8 @@ struct Series {
     config_good: Gauge,
     config_changed_at: Gauge,
     restart_required: Gauge,
+    audit_failures: Counter,
+    audit_lost: Counter,
 }
 
 struct SourceMetrics {
@@ -200,6 +202,16 @@ impl Metrics {
         });
     }
 
+    /// What counts the lines of the audit trail that cannot be written.
+    pub(super) fn audit_failures(&self) -> Counter {
+        self.series.audit_failures.clone()
+    }
+
+    /// So many lines of it found no place in its queue, so far.
+    pub(super) fn audit_lost(&self, lines: u64) {
+        self.series.audit_lost.absolute(lines);
+    }
+
     pub(super) fn draining(&self) {
         self.series.draining.set(1.0);
     }
@@ -262,6 +274,8 @@ impl Series {
             config_good,
             config_changed_at,
             restart_required: gauge!("hookgate_config_restart_required"),
+            audit_failures: counter!("hookgate_audit_write_failures_total"),
+            audit_lost: counter!("hookgate_audit_lines_dropped_total"),
         }
     }
 }
@@ -485,7 +499,7 @@ impl Observer for Metrics {
                 self.source(Some(&event.source)).payload_mismatches.increment(1);
             }
             Observation::PublishStarted { sink } => self.sink(sink).in_flight.increment(1.0),
-            Observation::PublishAttempted { sink, attempt, result, elapsed } => {
+            Observation::PublishAttempted { sink, attempt, result, elapsed, .. } => {
                 let metrics = self.sink(sink);
                 metrics.retries.increment(u64::from(*attempt > 1));
                 metrics.attempts[result.index()].increment(1);
@@ -563,6 +577,11 @@ fn describe() {
     describe_gauge!(
         "hookgate_config_last_reload_successful",
         "0 while the config's file has problems and an older one is in use."
+    );
+    describe_counter!("hookgate_audit_write_failures_total", "Lines of the audit trail that the disk did not take.");
+    describe_counter!(
+        "hookgate_audit_lines_dropped_total",
+        "Lines of the audit trail that found no place in its queue."
     );
     describe_gauge!("hookgate_config_restart_required", "1 when a change of the config waits for a restart.");
     describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
