@@ -5,7 +5,7 @@
 //!
 //! ```json
 //! {"id":"…","source":"…","type":"…","received_at":"2026-11-24T04:18:00.123Z","route":"…",
-//!  ["content_type":"…","content_encoding":"…",] "attributes":{…}, ["headers":{…},"traceparent":"…","tracestate":"…",]
+//!  ["content_type":"…","content_encoding":"…",] "attributes":{…}, ["headers":{…},] "traceparent":"…", ["tracestate":"…",]
 //!  "body":"…"}
 //! ```
 //!

@@ -447,7 +447,7 @@ impl Source {
                 content_type: text(&request.headers, &header::CONTENT_TYPE),
                 content_encoding: text(&request.headers, &header::CONTENT_ENCODING),
                 forwarded_headers: self.forwarded(&request.headers),
-                trace: Trace::from_headers(&request.headers),
+                trace: Some(Trace::from_headers(&request.headers).unwrap_or_else(Trace::begin)),
                 request: RequestFacts::new(request.method, request.path, self.without_tokens(request.headers)),
                 body: request.body,
                 admitted: request.admitted,

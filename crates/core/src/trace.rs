@@ -20,6 +20,13 @@ impl Trace {
         let state = single(headers, "tracestate").filter(|text| text.len() <= 512).map(str::to_owned);
         Some(Self { parent, state })
     }
+
+    /// A trace of our own, for a request that belongs to none, so that logs, the audit trail and consumers can name it. Not
+    /// sampled: nobody has asked for it.
+    pub fn begin() -> Self {
+        let (trace, span) = (fastrand::u128(1..), fastrand::u64(1..));
+        Self { parent: format!("00-{trace:032x}-{span:016x}-00"), state: None }
+    }
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -57,6 +64,7 @@ mod tests {
     #[test]
     fn only_a_valid_parent_is_taken_over() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(valid_parent(&Trace::begin().parent) && Trace::begin() != Trace::begin());
         assert!(valid_parent(good));
         assert!(valid_parent("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"));
         for bad in [

@@ -44,10 +44,12 @@ fn a_full_line_has_its_keys_in_order() {
 fn a_bare_line_has_no_key_that_says_nothing() {
     let expected = concat!(
         r#"{"id":"header:x-test-id=7","source":"test","type":"webhook","received_at":"2026-11-23T13:50:03.026Z","#,
-        r#""route":"test-route","attributes":{},"body":""}"#,
+        r#""route":"test-route","attributes":{},"traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01","#,
+        r#""body":""}"#,
         "\n"
     );
-    assert_eq!(line(&event("")), expected);
+    let traced = event("").header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    assert_eq!(line(&traced), expected);
 }
 
 #[test]
