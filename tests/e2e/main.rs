@@ -19,6 +19,7 @@ mod nats_faults;
 mod nemesis;
 mod outbound;
 mod providers;
+mod public_port;
 mod redis_faults;
 mod relay;
 mod reload;

@@ -2,7 +2,11 @@
 //!
 //! A new occurrence is a new [`Observation`]. Labels come from the config and from the enums here, never from senders.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
     auth::{AuthFailure, Proof},
@@ -37,6 +41,30 @@ pub enum Observation<'a> {
     AcceptFailed {
         /// The operating system's reason.
         error: &'a std::io::Error,
+    },
+    /// A connection from a network of `server.proxy_protocol_from` was closed, since it did not begin as it has to.
+    ProxyHeaderRefused {
+        /// Whose connection it was: the proxy's.
+        peer: IpAddr,
+        /// Why.
+        reason: ProxyHeaderFailure,
+    },
+    /// A client and the public port did not come to speak TLS.
+    TlsHandshakeFailed {
+        /// Why.
+        reason: TlsFailure,
+        /// What the library says of it, if it was asked.
+        error: Option<&'a std::io::Error>,
+    },
+    /// A certificate is shown to the clients of the public port: the first one, or one that has been renewed.
+    CertificateServed {
+        /// When it ends; unknown where it is too unusual to be read.
+        expires: Option<SystemTime>,
+    },
+    /// The files of the certificate changed and cannot be used; the one from before is shown on.
+    CertificateKept {
+        /// Why, for the operator.
+        cause: &'a (dyn fmt::Display + Sync),
     },
     /// A request's head has arrived.
     RequestStarted,
@@ -332,6 +360,42 @@ macro_rules! labels {
     };
 }
 pub(crate) use labels;
+
+labels! {
+    /// Why a connection that has to begin with a PROXY header was closed.
+    ProxyHeaderFailure {
+        /// It began with something else.
+        Missing => "missing",
+        /// It began with one that breaks the rules.
+        Malformed => "malformed",
+        /// The header was longer than is read.
+        TooLarge => "too_large",
+        /// The header did not arrive in time.
+        Timeout => "timeout",
+        /// The connection ended before its header did. Load balancers that look whether the port is open do that.
+        Closed => "closed",
+    }
+}
+
+labels! {
+    /// Why a TLS handshake failed.
+    TlsFailure {
+        /// It was not over in time.
+        Timeout => "timeout",
+        /// The connection ended before it was over. Load balancers that look whether the port is open do that.
+        Closed => "closed",
+        /// What came was not TLS, or was against its rules.
+        Malformed => "malformed",
+        /// The two have no version, cipher or protocol in common.
+        Incompatible => "incompatible",
+        /// The client's certificate was refused.
+        ClientCertificate => "client_certificate",
+        /// The client gave up and said so; most often it does not trust the certificate.
+        RefusedByClient => "refused_by_client",
+        /// Something else.
+        Other => "other",
+    }
+}
 
 labels! {
     /// Why a request was refused before it became an event; who sent it is [`AuthFailure`]'s.

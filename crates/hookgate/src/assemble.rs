@@ -12,7 +12,7 @@ use hookgate_core::{
     route::{Ack, Names, Router, SinkDeclaration},
     source::{Source, Surroundings},
 };
-use hookgate_http::{Fetcher, Tls};
+use hookgate_http::{Fetcher, ProxyProtocol, Tls};
 use hookgate_redis as redis;
 
 use crate::{
@@ -27,6 +27,7 @@ pub(crate) struct Parts {
     pub(crate) router: Router,
     /// The certificates of the public port, if it has any.
     pub(crate) tls: Option<Tls>,
+    pub(crate) proxy_protocol: ProxyProtocol,
     pub(crate) fetcher: Fetcher,
 }
 
@@ -92,6 +93,7 @@ pub(crate) fn prepare(config: &Config, ids: &Ids, secrets: &Secrets) -> Result<P
     let mut keep =
         |found: Vec<Problem>, table: &str| problems.extend(found.into_iter().map(|problem| problem.within(table)));
     let tls = config.server.tls.as_ref().map(Tls::load).transpose().map_err(|found| keep(found, "server"));
+    let proxy_protocol = config.server.proxy_protocol().map_err(|found| keep(found, "server"));
     let fetcher = Fetcher::new(&config.outbound).map_err(|found| keep(found, "outbound"));
     let auth = config.server.auth().map_err(|found| keep(found, "server"));
     if let Some(redis) = &config.dedup.redis {
@@ -136,8 +138,10 @@ pub(crate) fn prepare(config: &Config, ids: &Ids, secrets: &Secrets) -> Result<P
         problems
             .extend(found.into_iter().filter(|problem| sources_are_known || !problem.message.contains("attribute")));
     });
-    match (router, tls, fetcher) {
-        (Ok(router), Ok(tls), Ok(fetcher)) if problems.is_empty() => Ok(Parts { sources, router, tls, fetcher }),
+    match (router, tls, proxy_protocol, fetcher) {
+        (Ok(router), Ok(tls), Ok(proxy_protocol), Ok(fetcher)) if problems.is_empty() => {
+            Ok(Parts { sources, router, tls, proxy_protocol, fetcher })
+        }
         _ => Err(config.origins.locate(problems)),
     }
 }

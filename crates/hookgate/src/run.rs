@@ -3,7 +3,11 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use hookgate_core::{limits::Deadline, observe::Observer, pipeline::Pipeline};
+use hookgate_core::{
+    limits::Deadline,
+    observe::{Observation, Observer},
+    pipeline::Pipeline,
+};
 use hookgate_http::{Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -71,7 +75,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
     let (public, tls) =
         (bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?, parts.tls.take());
-    let public = public.with_tls(tls.clone());
+    let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
     let spool = open_spool(&config, &observer).await?;
     let (dedup, releaser) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
@@ -94,7 +98,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
-    background.spawn(keep_certificates(tls, stops.background.clone()));
+    background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
     if let Some(releaser) = releaser {
         background.spawn(releaser.run(stops.background.clone()));
     }
@@ -141,18 +145,17 @@ async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Re
     Ok(Some(Arc::new(opened.await.context("open the spool")??)))
 }
 
-/// Puts renewed certificates in place.
-async fn keep_certificates(tls: Option<Tls>, stop: CancellationToken) {
+/// Puts renewed certificates in place, and tells when the one in use ends.
+async fn keep_certificates(tls: Option<Tls>, observer: Arc<dyn Observer>, stop: CancellationToken) {
     let Some(tls) = tls else { return };
+    observer.observe(&Observation::CertificateServed { expires: tls.expires() });
     while stop.run_until_cancelled(sleep(CERTIFICATE_INTERVAL)).await.is_some() {
         let files = tls.clone();
         let Ok(refreshed) = tokio::task::spawn_blocking(move || files.refresh()).await else { continue };
         match refreshed {
             None => {}
-            Some(Ok(())) => tracing::info!("a changed certificate is in use"),
-            Some(Err(cause)) => {
-                tracing::warn!(cause, "the changed certificate cannot be used; the one from before stays")
-            }
+            Some(Ok(())) => observer.observe(&Observation::CertificateServed { expires: tls.expires() }),
+            Some(Err(cause)) => observer.observe(&Observation::CertificateKept { cause: &cause }),
         }
     }
 }

@@ -13,7 +13,7 @@ use hookgate_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::TlsConfig;
+use crate::{ProxyProtocol, TlsConfig};
 
 /// The `[server]` table: the port that senders reach.
 #[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
@@ -30,6 +30,11 @@ pub struct ServerConfig {
     /// the header is not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<String>,
+    /// Networks of the load balancers before this server whose connections begin with a header of the PROXY protocol, version
+    /// 1 or 2, before TLS where that is spoken. The address in it counts as the connection's, also where `trusted_proxies` is
+    /// asked. A connection from there without one is closed; one from elsewhere cannot use it. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol_from: Vec<String>,
     /// Certificates, so that clients speak TLS to this port. Default: none; a proxy before it does that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -41,8 +46,8 @@ pub struct ServerConfig {
     #[serde(with = "config::duration")]
     #[schemars(with = "config::DurationText")]
     pub reply_deadline: Duration,
-    /// How long a new connection may take to send its first request's head; with `tls`, its handshake may take as long before
-    /// that. Default: 10 s.
+    /// How long a new connection may take to send its first request's head, a PROXY header before it included; with `tls`, that
+    /// header and the handshake may take as long before it. Default: 10 s.
     #[serde(with = "config::duration")]
     #[schemars(with = "config::DurationText")]
     pub header_timeout: Duration,
@@ -81,6 +86,7 @@ impl Default for ServerConfig {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             public_url: None,
             trusted_proxies: Vec::new(),
+            proxy_protocol_from: Vec::new(),
             tls: None,
             max_body: ByteLimit::mib(2),
             reply_deadline: Duration::from_millis(2500),
@@ -119,6 +125,15 @@ impl ServerConfig {
             true => Ok(auth::Context { public_url: url.map(Into::into), trusted_proxies: trusted.into() }),
             false => Err(problems),
         }
+    }
+
+    /// Which connections begin with a PROXY header.
+    ///
+    /// # Errors
+    /// Every problem found; keys are relative to the table.
+    pub fn proxy_protocol(&self) -> Result<ProxyProtocol, Vec<Problem>> {
+        let networks = auth::networks(&self.proxy_protocol_from);
+        networks.map(ProxyProtocol::new).map_err(|message| vec![Problem::new("proxy_protocol_from", message)])
     }
 }
 

@@ -10,6 +10,7 @@ mod config;
 mod fetch;
 mod ingress;
 mod pem;
+mod proxied;
 mod respond;
 mod server;
 mod tls;
@@ -18,6 +19,7 @@ pub use self::{
     config::{AdminConfig, OutboundConfig, ServerConfig},
     fetch::Fetcher,
     ingress::Ingress,
+    proxied::ProxyProtocol,
     server::{Limits, Server},
     tls::{Tls, TlsConfig},
 };

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,7 @@ use std::{
 use axum::Router;
 use hookgate_core::{
     auth::Peer,
-    observe::{Observation, Observer},
+    observe::{Observation, Observer, ProxyHeaderFailure, TlsFailure},
 };
 use hyper::{
     body::Incoming,
@@ -33,11 +33,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{ServerConfig, tls::Tls};
+use crate::{
+    ProxyProtocol, ServerConfig, proxied,
+    tls::{self, Tls},
+};
 
 /// Connections that the kernel keeps for us while none is accepted.
 const BACKLOG: u32 = 4096;
@@ -53,7 +56,8 @@ const FIRST_REQUEST: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// Most connections at once.
     pub connections: usize,
-    /// Longest wait for the first request's head, and, where TLS is spoken, before that for the handshake.
+    /// Longest wait for the first request's head, and, where TLS is spoken, before that for the handshake. A PROXY header has to
+    /// come within the first of the two.
     pub header_timeout: Duration,
     /// Longest wait for the next one.
     pub keep_alive: Duration,
@@ -79,6 +83,7 @@ impl Limits {
 pub struct Server {
     listener: TcpListener,
     limits: Limits,
+    proxy_protocol: ProxyProtocol,
     tls: Option<Tls>,
     observer: Arc<dyn Observer>,
 }
@@ -93,7 +98,14 @@ impl Server {
         // A restart must not wait for the last connections of the one before.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { listener: socket.listen(BACKLOG)?, limits, tls: None, observer })
+        let listener = socket.listen(BACKLOG)?;
+        Ok(Self { listener, limits, proxy_protocol: ProxyProtocol::default(), tls: None, observer })
+    }
+
+    /// The same port, where the connections that `proxy_protocol` says begin with a header.
+    #[must_use]
+    pub fn with_proxy_protocol(self, proxy_protocol: ProxyProtocol) -> Self {
+        Self { proxy_protocol, ..self }
     }
 
     /// The same port, where clients speak TLS if `tls` has certificates for it.
@@ -113,7 +125,7 @@ impl Server {
     /// Serves `router` until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
     pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
-        let Self { listener, limits, tls, observer } = self;
+        let Self { listener, limits, proxy_protocol, tls, observer } = self;
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
@@ -124,7 +136,9 @@ impl Server {
                 router: router.clone(),
                 watcher: graceful.watcher(),
                 header_timeout: limits.header_timeout,
+                proxy: proxy_protocol.is_spoken_by(address.ip()).then_some(address.ip()),
                 peer: Peer { address: Some(address.ip()), certificate: None },
+                observer: Arc::clone(&observer),
             };
             let connection = connection.serve(stream, tls.clone(), stop.clone());
             let abort = abort.clone();
@@ -198,30 +212,54 @@ struct Connection {
     router: Router,
     watcher: Watcher,
     header_timeout: Duration,
+    /// The load balancer at its other end, where it has to begin with a PROXY header.
+    proxy: Option<IpAddr>,
     peer: Peer,
+    observer: Arc<dyn Observer>,
 }
 
 impl Connection {
-    /// From its first byte to its end. A connection that has not shaken hands in time, or has sent no request's head in time,
-    /// is dropped, in whatever state it is.
-    async fn serve(mut self, stream: TcpStream, tls: Option<Tls>, stop: CancellationToken) {
+    /// From its first byte to its end. A connection that has not said who it is, has not shaken hands or has sent no request's
+    /// head in time is dropped, in whatever state it is.
+    async fn serve(mut self, mut stream: TcpStream, tls: Option<Tls>, stop: CancellationToken) {
         // Answers are small and final: never hold one back to fill a segment.
         if stream.set_nodelay(true).is_err() {
             // The peer is gone already.
             return;
         }
-        let Some(tls) = tls else { return self.serve_http(stream).await };
-        // How a handshake fails is the client's business. After a stop none is finished: no request would follow it.
-        let handshake = timeout(self.header_timeout, tls.accept(stream));
-        let Some(Ok(Ok(stream))) = stop.run_until_cancelled(handshake).await else { return };
+        let deadline = Instant::now() + self.header_timeout;
+        if let Some(proxy) = self.proxy {
+            match introduced(&mut stream, deadline, &stop).await {
+                Some(Ok(sender)) => self.peer.address = Some(sender.unwrap_or(proxy)),
+                Some(Err(reason)) => {
+                    return self.observer.observe(&Observation::ProxyHeaderRefused { peer: proxy, reason });
+                }
+                None => return,
+            }
+        }
+        let Some(tls) = tls else { return self.serve_http(stream, deadline).await };
+        // After a stop none is finished: no request would follow it.
+        let handshake = timeout_at(deadline, tls.accept(stream));
+        let Some(shaken) = stop.run_until_cancelled(handshake).await else { return };
+        let stream = match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return self.handshake_failed(tls::failure(&error), Some(&error)),
+            Err(_) => return self.handshake_failed(TlsFailure::Timeout, None),
+        };
         // They are verified, or the handshake had failed; the first is the client's own.
         let certificates = stream.get_ref().1.peer_certificates();
         self.peer.certificate = certificates.and_then(|chain| chain.first()).map(|leaf| Arc::from(leaf.as_ref()));
-        self.serve_http(stream).await;
+        let deadline = Instant::now() + self.header_timeout;
+        self.serve_http(stream, deadline).await;
     }
 
-    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let Self { builder, router, watcher, header_timeout, peer } = self;
+    fn handshake_failed(&self, reason: TlsFailure, error: Option<&io::Error>) {
+        self.observer.observe(&Observation::TlsHandshakeFailed { reason, error });
+    }
+
+    /// `deadline` is that of the first request's head.
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, deadline: Instant) {
+        let Self { builder, router, watcher, peer, .. } = self;
         let requested = Arc::new(AtomicBool::new(false));
         let (router, seen) = (TowerToHyperService::new(router), Arc::clone(&requested));
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -234,11 +272,30 @@ impl Connection {
         // How a connection ends is the client's business: what matters was observed per request.
         tokio::select! {
             _ = &mut connection => return,
-            () = sleep(header_timeout) => {}
+            () = sleep_until(deadline) => {}
         }
         if requested.load(Ordering::Relaxed) {
             let _ended = connection.await;
         }
+    }
+}
+
+/// The sender that a connection's PROXY header names, if it names one, or why there is no header. `None` after a stop.
+async fn introduced(
+    stream: &mut TcpStream,
+    deadline: Instant,
+    stop: &CancellationToken,
+) -> Option<Result<Option<IpAddr>, ProxyHeaderFailure>> {
+    // A connection that has come just before the stop gets the time that it would have had without a header.
+    let stopped = async {
+        stop.cancelled().await;
+        sleep(FIRST_REQUEST).await;
+    };
+    tokio::select! {
+        header = timeout_at(deadline, proxied::sender(stream)) => {
+            Some(header.unwrap_or(Err(ProxyHeaderFailure::Timeout)))
+        }
+        () = stopped => None,
     }
 }
 

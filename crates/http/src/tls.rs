@@ -6,10 +6,11 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use hookgate_core::config::Problem;
+use hookgate_core::{config::Problem, observe::TlsFailure};
 use rustls::{
     Error, InconsistentKeys, RootCertStore,
     crypto::{CryptoProvider, ring},
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use crate::pem;
 
@@ -49,9 +51,17 @@ pub struct Tls {
 
 struct Shared {
     config: TlsConfig,
-    server: ArcSwap<ServerConfig>,
+    served: ArcSwap<Served>,
     /// What the files were when they were last looked at, usable or not: each state of theirs is told of once.
     seen: Mutex<Fingerprint>,
+}
+
+/// What new connections are served with.
+struct Served {
+    server: Arc<ServerConfig>,
+    /// When the server's own certificate ends. Not that of those after it: a chain may end in a root that ended years ago
+    /// and that nobody looks at, as that of Let's Encrypt did.
+    expires: Option<SystemTime>,
 }
 
 impl fmt::Debug for Tls {
@@ -68,15 +78,15 @@ impl Tls {
     /// certificate's. Keys are relative to the `[server]` table.
     pub fn load(config: &TlsConfig) -> Result<Self, Vec<Problem>> {
         let files = Files::read(config);
-        let (server, seen) = (files.server()?, Mutex::new(files.fingerprint()));
-        Ok(Self { shared: Arc::new(Shared { config: config.clone(), server: ArcSwap::from(server), seen }) })
+        let (served, seen) = (ArcSwap::from_pointee(files.served()?), Mutex::new(files.fingerprint()));
+        Ok(Self { shared: Arc::new(Shared { config: config.clone(), served, seen }) })
     }
 
     /// Looks at the files again. `None` when they are as they were the last time; else new connections have the new
     /// certificates and no session from before is resumed, or `Err` says why the files cannot be used and the certificates
     /// from before stay. Reads from disk: not for a thread that serves requests.
     pub fn refresh(&self) -> Option<Result<(), String>> {
-        let Shared { config, server, seen } = &*self.shared;
+        let Shared { config, served, seen } = &*self.shared;
         // Held until the end, so that of two at once the one that has read later also has the last word.
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let files = Files::read(config);
@@ -85,13 +95,18 @@ impl Tls {
             return None;
         }
         *seen = fingerprint;
-        Some(match files.server() {
+        Some(match files.served() {
             Ok(renewed) => {
-                server.store(renewed);
+                served.store(Arc::new(renewed));
                 Ok(())
             }
             Err(problems) => Err(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
         })
+    }
+
+    /// When the certificate that new connections are shown ends; `None` where it is too unusual to be read.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.shared.served.load().expires
     }
 
     /// Shakes hands with a client.
@@ -102,8 +117,38 @@ impl Tls {
     /// # Cancel safety
     /// Dropping the future closes the connection.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        TlsAcceptor::from(self.shared.server.load_full()).accept(stream).await
+        TlsAcceptor::from(Arc::clone(&self.shared.served.load().server)).accept(stream).await
     }
+}
+
+/// Why a handshake failed, as far as an operator can do something about it.
+pub(crate) fn failure(error: &io::Error) -> TlsFailure {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Error::AlertReceived(_)) => TlsFailure::RefusedByClient,
+        Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::InvalidCertRevocationList(_)) => {
+            TlsFailure::ClientCertificate
+        }
+        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => TlsFailure::Incompatible,
+        Some(
+            Error::InvalidMessage(_)
+            | Error::InappropriateMessage { .. }
+            | Error::InappropriateHandshakeMessage { .. }
+            | Error::PeerMisbehaved(_)
+            | Error::DecryptError
+            | Error::PeerSentOversizedRecord,
+        ) => TlsFailure::Malformed,
+        Some(_) => TlsFailure::Other,
+        // What is no word of the library's is the connection's.
+        None => TlsFailure::Closed,
+    }
+}
+
+/// When the certificate `der` ends.
+fn end_of(der: &[u8]) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let seconds = certificate.validity().not_after.timestamp();
+    // What ended before 1970 has ended.
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// Tells contents of the files apart without keeping a second copy of the key.
@@ -140,7 +185,7 @@ impl<'a> Files<'a> {
     }
 
     /// What a server needs of them.
-    fn server(&self) -> Result<Arc<ServerConfig>, Vec<Problem>> {
+    fn served(&self) -> Result<Served, Vec<Problem>> {
         let provider = Arc::new(ring::default_provider());
         let mut problems = Vec::new();
         let mut told = |problem| problems.push(problem);
@@ -149,6 +194,7 @@ impl<'a> Files<'a> {
         let verifier = self.client_ca.as_ref().map(|file| file.client_verifier(&provider)).transpose();
         let verifier = verifier.map_err(&mut told);
         let (Ok(chain), Ok(key), Ok(verifier)) = (chain, key, verifier) else { return Err(problems) };
+        let expires = chain.first().and_then(|leaf| end_of(leaf));
         let certified = self.certified(chain, key).map_err(|problem| vec![problem])?;
         let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -159,7 +205,7 @@ impl<'a> Files<'a> {
         };
         let mut server = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(server))
+        Ok(Served { server: Arc::new(server), expires })
     }
 
     /// The certificate with its key, if that is its key.

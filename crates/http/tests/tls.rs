@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -400,6 +400,72 @@ async fn a_renewed_certificate_is_used_and_a_broken_one_is_not() {
     files.write("tls.crt", &cert);
     assert_eq!(tls.refresh(), Some(Ok(())), "that it is mended is told as well");
     assert_eq!(shown().await, second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_fails_is_told_with_its_reason() {
+    let files = Files::new();
+    let relay = with_client_certificates_and(&files, |config| config.header_timeout = Duration::from_secs(2));
+    let is_told = async |reason: &str| {
+        let line = format!("tls_handshake_failed reason={reason}");
+        wait_until(LIMIT, &line, async || relay.recorder.count(&line) == 1).await;
+        assert_eq!(relay.recorder.count("tls_handshake_failed"), 1, "{:?}", relay.recorder.lines());
+        relay.recorder.clear();
+    };
+    assert_eq!(post(&relay, &files, Some(files.clients.issue("sender.example"))).await.expect("an answer"), 200);
+    assert_eq!(relay.recorder.count("tls_handshake_failed"), 0);
+
+    let stranger = Some(Authority::new().issue("sender.example"));
+    post(&relay, &files, stranger).await.expect_err("it is refused");
+    is_told("client_certificate").await;
+
+    let distrustful = client(&Files::new(), None, "http/1.1");
+    connect(&relay, &distrustful).await.expect_err("it trusts another authority");
+    is_told("refused_by_client").await;
+
+    connect(&relay, &client(&files, None, "smtp")).await.expect_err("nothing in common");
+    is_told("incompatible").await;
+
+    for (bytes, reason) in [(POST, "malformed"), (b"", "closed"), (b"\x16\x03\x01", "closed")] {
+        let mut stream = TcpStream::connect(relay.address).await.expect("a connection");
+        stream.write_all(bytes).await.expect("it is taken");
+        drop(stream);
+        is_told(reason).await;
+    }
+    let _silent = TcpStream::connect(relay.address).await.expect("a connection");
+    is_told("timeout").await;
+}
+
+#[test]
+fn the_end_of_a_certificate_is_that_of_the_servers_own_and_changes_with_it() {
+    let files = Files::new();
+    let issue = |year: i32| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let cert = params.signed_by(&key, &files.authority.issuer).expect("signed").pem();
+        // One that has ended long ago comes after it.
+        let mut root = CertificateParams::new(Vec::new()).expect("no names");
+        root.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let root = root.self_signed(&key).expect("signed").pem();
+        files.write("tls.crt", &(cert + &root));
+        files.write("tls.key", &key.serialize_pem());
+    };
+    // Of the first of January, in seconds.
+    let end = |unix: u64| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(unix));
+    issue(2030);
+    let tls = Tls::load(&files.config()).expect("good files");
+    assert_eq!(tls.expires(), end(1_893_456_000));
+    issue(2031);
+    assert_eq!(tls.expires(), end(1_893_456_000), "until it is looked at");
+    assert_eq!(tls.refresh(), Some(Ok(())));
+    assert_eq!(tls.expires(), end(1_924_992_000));
+    files.write("tls.crt", "junk");
+    assert!(tls.refresh().is_some_and(|refreshed| refreshed.is_err()));
+    assert_eq!(tls.expires(), end(1_924_992_000), "it is still the one in use");
+    issue(1969);
+    assert_eq!(tls.refresh(), Some(Ok(())));
+    assert_eq!(tls.expires(), end(0), "what has ended is not unknown");
 }
 
 #[test]

@@ -54,6 +54,14 @@ impl fmt::Display for Line<'_> {
             Observation::ConnectionOpened => f.write_str("connection_opened"),
             Observation::ConnectionClosed => f.write_str("connection_closed"),
             Observation::AcceptFailed { error } => write!(f, "accept_failed error={error}"),
+            Observation::ProxyHeaderRefused { peer, reason } => {
+                write!(f, "proxy_header_refused peer={peer} reason={}", reason.label())
+            }
+            Observation::TlsHandshakeFailed { reason, error: _ } => {
+                write!(f, "tls_handshake_failed reason={}", reason.label())
+            }
+            Observation::CertificateServed { expires: _ } => f.write_str("certificate_served"),
+            Observation::CertificateKept { cause } => write!(f, "certificate_kept cause={cause}"),
             Observation::RequestStarted => f.write_str("request_started"),
             Observation::RequestFinished { source, status, elapsed: _ } => {
                 write!(f, "request_finished source={} status={status}", Or(*source))

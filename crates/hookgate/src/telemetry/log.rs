@@ -16,7 +16,7 @@ use governor::{DefaultDirectRateLimiter, RateLimiter};
 use hookgate_core::{
     auth::AuthFailure,
     event::{SinkId, SourceId},
-    observe::{AttemptResult, Chain, DedupOperation, Observation, Observer, Outcome},
+    observe::{AttemptResult, Chain, DedupOperation, Observation, Observer, Outcome, ProxyHeaderFailure, TlsFailure},
     sink::PublishError,
     spool::SpoolReason,
 };
@@ -61,6 +61,10 @@ pub(super) struct Log {
     dedup: [Limiter; DedupOperation::ALL.len()],
     accept_failures: Limiter,
     /// For each reason.
+    proxy_headers: [Limiter; ProxyHeaderFailure::ALL.len()],
+    /// For each reason.
+    tls_failures: [Limiter; TlsFailure::ALL.len()],
+    /// For each reason.
     spool_failures: [Limiter; SpoolReason::ALL.len()],
     spool_notices: Limiter,
 }
@@ -91,6 +95,8 @@ impl Log {
             failures: ArcSwap::default(),
             dedup: std::array::from_fn(|_| Limiter::default()),
             accept_failures: Limiter::default(),
+            proxy_headers: std::array::from_fn(|_| Limiter::default()),
+            tls_failures: std::array::from_fn(|_| Limiter::default()),
             spool_failures: std::array::from_fn(|_| Limiter::default()),
             spool_notices: Limiter::default(),
         }
@@ -231,6 +237,29 @@ impl Observer for Log {
                 if let Some(suppressed) = self.accept_failures.pass(self.begun.elapsed()) {
                     tracing::warn!(%error, suppressed, "a connection could not be accepted");
                 }
+            }
+            Observation::ProxyHeaderRefused { reason: ProxyHeaderFailure::Closed, .. }
+            | Observation::TlsHandshakeFailed { reason: TlsFailure::Closed, .. } => {
+                tracing::debug!("a connection ended before it had begun");
+            }
+            Observation::ProxyHeaderRefused { peer, reason } => {
+                if let Some(suppressed) = self.proxy_headers[reason.index()].pass(self.begun.elapsed()) {
+                    let reason = reason.label();
+                    tracing::warn!(%peer, reason, suppressed, "a connection was closed: it has to begin with a PROXY header");
+                }
+            }
+            Observation::TlsHandshakeFailed { reason, error } => {
+                if let Some(suppressed) = self.tls_failures[reason.index()].pass(self.begun.elapsed()) {
+                    let (reason, error) = (reason.label(), error.map(tracing::field::display));
+                    tracing::warn!(reason, suppressed, error, "a TLS handshake failed");
+                }
+            }
+            Observation::CertificateServed { expires } => {
+                let expires = expires.map(|expires| humantime::format_rfc3339_seconds(expires).to_string());
+                tracing::info!(expires, "a certificate is in use");
+            }
+            Observation::CertificateKept { cause } => {
+                tracing::warn!(%cause, "the changed certificate cannot be used; the one from before stays");
             }
             Observation::ConnectionOpened
             | Observation::ConnectionClosed

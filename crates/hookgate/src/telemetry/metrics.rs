@@ -14,8 +14,8 @@ use hookgate_core::{
     dedup::StoreReason,
     event::{SinkId, SourceId},
     observe::{
-        AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, Rejection,
-        ReplayResult, RouteResult,
+        AttemptResult, ClientState, DedupOperation, DedupResult, Observation, Observer, Outcome, ProxyHeaderFailure,
+        Rejection, ReplayResult, RouteResult, TlsFailure,
     },
     spool::SpoolReason,
 };
@@ -64,6 +64,10 @@ struct Series {
     connections: Gauge,
     connections_accepted: Counter,
     accept_failures: Counter,
+    proxy_headers_refused: Vec<Counter>,
+    tls_failures: Vec<Counter>,
+    /// Only where there is a certificate: one that ends at 0 has ended.
+    certificate_expires: OnceLock<Gauge>,
     requests_in_flight: Gauge,
     dedup_checks: Vec<Counter>,
     dedup_entries: Gauge,
@@ -251,6 +255,10 @@ impl Series {
         config_good.set(1.0);
         config_changed_at.set(now());
         let fetches = |result| counter!("hookgate_key_fetches_total", "result" => result);
+        let proxy_header =
+            |reason: &ProxyHeaderFailure| counter!("hookgate_proxy_header_failures_total", "reason" => reason.label());
+        let tls_failure =
+            |reason: &TlsFailure| counter!("hookgate_tls_handshake_failures_total", "reason" => reason.label());
         let check = |result: &DedupResult| counter!("hookgate_dedup_checks_total", "result" => result.label());
         Self {
             sources: ArcSwap::default(),
@@ -260,6 +268,9 @@ impl Series {
             connections: gauge!("hookgate_http_connections"),
             connections_accepted: counter!("hookgate_http_connections_accepted_total"),
             accept_failures: counter!("hookgate_http_accept_failures_total"),
+            proxy_headers_refused: ProxyHeaderFailure::ALL.iter().map(proxy_header).collect(),
+            tls_failures: TlsFailure::ALL.iter().map(tls_failure).collect(),
+            certificate_expires: OnceLock::new(),
             requests_in_flight: gauge!("hookgate_http_requests_in_flight"),
             dedup_checks: DedupResult::ALL.iter().map(check).collect(),
             dedup_entries: gauge!("hookgate_dedup_entries"),
@@ -442,6 +453,17 @@ impl Observer for Metrics {
             }
             Observation::ConnectionClosed => self.series.connections.decrement(1.0),
             Observation::AcceptFailed { .. } => self.series.accept_failures.increment(1),
+            Observation::ProxyHeaderRefused { reason, .. } => {
+                self.series.proxy_headers_refused[reason.index()].increment(1)
+            }
+            Observation::TlsHandshakeFailed { reason, .. } => self.series.tls_failures[reason.index()].increment(1),
+            Observation::CertificateServed { expires } => {
+                let made = || gauge!("hookgate_tls_certificate_expiry_timestamp_seconds");
+                let made = || metrics::with_local_recorder(&self.recorder, made);
+                // Not the end of the one before: no comparison holds for NaN, so that nothing is raised or hidden by it.
+                let expires = expires.map_or(f64::NAN, |expires| spool::seconds(Some(expires)));
+                self.series.certificate_expires.get_or_init(made).set(expires);
+            }
             Observation::RequestStarted => self.series.requests_in_flight.increment(1.0),
             Observation::RequestFinished { source, status, elapsed } => {
                 self.series.requests_in_flight.decrement(1.0);
@@ -559,6 +581,7 @@ impl Observer for Metrics {
             | Observation::SpoolNotice { .. }
             | Observation::DedupStoreNotice { .. }
             | Observation::SecretKept { .. }
+            | Observation::CertificateKept { .. }
             | Observation::SubscriptionConfirmed { error: None, .. } => {}
         }
     }
@@ -586,6 +609,11 @@ fn describe() {
     describe_gauge!("hookgate_config_restart_required", "1 when a change of the config waits for a restart.");
     describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
     describe_counter!("hookgate_http_accept_failures_total", "Connections that could not be accepted.");
+    describe_counter!(
+        "hookgate_proxy_header_failures_total",
+        "Connections closed since they did not begin with a PROXY header as they have to, by reason."
+    );
+    describe_counter!("hookgate_tls_handshake_failures_total", "TLS handshakes that failed, by reason.");
     describe_counter!("hookgate_http_requests_total", "Requests by source and status; 499 is a client that went away.");
     describe_counter!("hookgate_http_rejections_total", "Requests refused before they became events, by reason.");
     describe_counter!("hookgate_events_received_total", "Authenticated requests that are no handshakes.");
@@ -642,6 +670,10 @@ fn describe() {
     describe_gauge!("hookgate_build_info", "1, with the version as a label.");
     let timestamp = |name: &'static str, what: &'static str| describe_gauge!(name, Unit::Seconds, what);
     timestamp("hookgate_config_last_reload_timestamp_seconds", "When the config in use was put in place.");
+    timestamp(
+        "hookgate_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate of the public port ends; not there without TLS.",
+    );
     timestamp("hookgate_last_event_received_timestamp_seconds", "When a source's last event arrived.");
     timestamp("hookgate_sink_last_success_timestamp_seconds", "When a sink last acknowledged a message.");
     timestamp(
@@ -684,11 +716,42 @@ mod tests {
             r#"hookgate_dedup_store_errors_total{reason="timeout"} 0"#,
             r#"hookgate_dedup_payload_mismatch_total{source="openclaw"} 0"#,
             r#"hookgate_sink_up{sink="events"} 0"#,
+            r#"hookgate_proxy_header_failures_total{reason="missing"} 0"#,
+            r#"hookgate_tls_handshake_failures_total{reason="refused_by_client"} 0"#,
             r#"hookgate_route_events_total{route="all",result="incomplete"} 0"#,
             r#"hookgate_event_end_to_end_seconds_count{source="openclaw",path="direct"} 0"#,
         ] {
             assert!(page.contains(series), "{series} is missing in:\n{page}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_that_of_the_one_in_use() {
+        let metrics = Metrics::new(false);
+        let served = |unix: u64| {
+            let expires = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(unix));
+            metrics.observe(&Observation::CertificateServed { expires });
+            metrics.render(0, None)
+        };
+        let name = "hookgate_tls_certificate_expiry_timestamp_seconds";
+        assert!(!metrics.render(0, None).contains(&format!("\n{name}")), "one that ends at 0 would have ended");
+        assert!(served(1_900_000_000).contains(&format!("\n{name} 1900000000\n")));
+        assert!(served(1_950_000_000).contains(&format!("\n{name} 1950000000\n")));
+        metrics.observe(&Observation::CertificateKept { cause: &"junk" });
+        assert!(metrics.render(0, None).contains(&format!("\n{name} 1950000000\n")));
+        metrics.observe(&Observation::CertificateServed { expires: None });
+        assert!(metrics.render(0, None).contains(&format!("\n{name} NaN\n")), "the old one's end is not the new one's");
+    }
+
+    #[test]
+    fn connections_that_come_to_nothing_are_counted_by_reason() {
+        let metrics = Metrics::new(false);
+        let peer = std::net::Ipv4Addr::LOCALHOST.into();
+        metrics.observe(&Observation::ProxyHeaderRefused { peer, reason: ProxyHeaderFailure::TooLarge });
+        metrics.observe(&Observation::TlsHandshakeFailed { reason: TlsFailure::Timeout, error: None });
+        let page = metrics.render(0, None);
+        assert!(page.contains(r#"hookgate_proxy_header_failures_total{reason="too_large"} 1"#), "{page}");
+        assert!(page.contains(r#"hookgate_tls_handshake_failures_total{reason="timeout"} 1"#), "{page}");
     }
 
     #[test]
