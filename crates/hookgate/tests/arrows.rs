@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const ONLY_IN: &[(&str, &str)] = &[
     ("axum", "hookgate-http"),
     ("hyper", "hookgate-http"),
+    ("proxy-header", "hookgate-http"),
     ("async-nats", "hookgate-sink-nats"),
     ("lapin", "hookgate-sink-amqp"),
     ("rdkafka", "hookgate-sink-kafka"),

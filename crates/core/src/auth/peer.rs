@@ -18,7 +18,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The other end of a request's connection.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
-    /// Its address; that of the last proxy, where there is one.
+    /// Its address: the one that its PROXY header names, or that of the last proxy, where there is one.
     pub address: Option<IpAddr>,
     /// The certificate that it showed, in DER form, if TLS has verified it against `server.tls.client_ca`.
     pub certificate: Option<Arc<[u8]>>,
