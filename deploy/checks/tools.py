@@ -33,6 +33,7 @@ PACKAGES = {
 PACKAGES_TO_TRY = {
     "nats": "nats-py==2.16.0",
     "matplotlib": "matplotlib==3.11.2",
+    "podman_compose": "podman-compose==1.6.0",
 }
 # As tests/run takes it where Debian has none.
 NATS = "github.com/nats-io/nats-server/v2@v2.10.29"
@@ -145,12 +146,12 @@ def _go():
 
 
 @functools.cache
-def go_program(name, package):
-    """A program on the PATH, or built from its Go module."""
-    path = TOOLS / "bin" / name
-    note = TOOLS / "bin" / f"{name}.version"
+def go_program(name, package, static=False):
+    """A program built from its Go module; `static` ones need no C library."""
+    directory = TOOLS / ("static" if static else "bin")
+    path, note = directory / name, directory / f"{name}.version"
     if not (path.exists() and note.exists() and note.read_text() == package):
-        code, said = run(_go(), "install", package, env=os.environ | {"GOBIN": str(TOOLS / "bin")})
+        code, said = run(_go(), "install", package, env=os.environ | {"GOBIN": str(directory)} | ({"CGO_ENABLED": "0"} if static else {}))
         if code:
             raise Missing(f"go install {package}: {said.strip().splitlines()[-1]}")
         note.write_text(package)

@@ -51,13 +51,18 @@ def buildah(*words):
     return tools.run("buildah", *_store(), *words)
 
 
-def podman(*words, check=True):
-    """What it says; a failure is an error unless it is asked not to be."""
+def options():
+    """podman's, before any command."""
     wrapper = STORE / "runtime"
     STORE.mkdir(parents=True, exist_ok=True)
     wrapper.write_text(RUNTIME)
     wrapper.chmod(0o755)
-    code, said = tools.run("podman", *_store(), "--runtime", wrapper, "--cgroup-manager", "cgroupfs", "--events-backend", "file", *words)
+    return [*_store(), "--runtime", wrapper, "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+
+
+def podman(*words, check=True):
+    """What it says; a failure is an error unless it is asked not to be."""
+    code, said = tools.run("podman", *options(), *words)
     if code and check:
         raise tools.Failed(f"podman {' '.join(map(str, words[:3]))}: {said.strip()[-600:]}")
     return said if check else (code, said)

@@ -8,7 +8,7 @@ PANELS = [
     ("answers a second, with a spool", f"sum by (code) (rate(hookgate_http_requests_total{{{SPOOLED}}}{RATE})) > 0", "code"),
     ("answers a second, without", f"sum by (code) (rate(hookgate_http_requests_total{{{BARE}}}{RATE})) > 0", "code"),
     ("attempts to publish a second, with a spool", f"sum by (result) (rate(hookgate_publish_attempts_total{{{SPOOLED}}}{RATE})) > 0", "result"),
-    ("time to answer, seconds", f"histogram_quantile(0.99, sum by (le, namespace) (rate(hookgate_http_request_duration_seconds_bucket{RATE})))", "namespace"),
+    ("time to answer, 99th percentile, seconds", f"histogram_quantile(0.99, sum by (le, namespace) (rate(hookgate_http_request_duration_seconds_bucket{RATE})))", "namespace"),
     ("events waiting in the spool", "sum by (instance) (hookgate_spool_events{namespace=\"spooled\"})", None),
     ("sinks up", "sum by (namespace) (hookgate_sink_up)", "namespace"),
 ]
@@ -39,7 +39,7 @@ def draw(prometheus, marks, path):
             axis.plot(at, values, label=name, linewidth=1.2, color=COLOURS.get(name))
         axis.set_title(title, loc="left", fontsize=8)
         axis.set_ylim(bottom=0)
-        axis.legend(loc="upper right", fontsize=7, frameon=False, ncols=3)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
     for row, ((name, where), (began, ended)) in enumerate(reversed(spans)):
         axes[-1].barh(row, ended - began, left=began - zero, height=0.6, color=COLOURS.get(where))
     axes[-1].set_yticks(range(len(spans)), [f"{name.removeprefix('Hookgate')} ({where})" for (name, where), _ in reversed(spans)], fontsize=7)

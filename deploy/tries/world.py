@@ -71,7 +71,7 @@ class World(contextlib.ExitStack):
         return server
 
     def redis(self, port):
-        program = tools.debian_program("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
+        program = tools.debian_program("redis-server", "redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
         options = ["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", self.directory]
         server = self.start("redis", *program, *options, env={"LC_ALL": "C"})
         wait_for(lambda: connects(port), f"redis-server: {server.said()}")
