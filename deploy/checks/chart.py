@@ -75,7 +75,7 @@ def scenarios():
         tools.go_program("helm", tools.HELM)
         versions = schemas.versions()
     except tools.Missing as missing:
-        print(f"deploy/check: SKIPPED: Helm 3, and rendering for {schemas.OLDEST}: {missing}")
+        tools.skip(f"Helm 3, and rendering for {schemas.OLDEST}: {missing}")
         versions = [None]
     rendered = []
     for path, version in itertools.product(sorted((CHART / "ci").glob("*-values.yaml")), versions):

@@ -1,7 +1,11 @@
 """Files by themselves: the image, YAML, the compose file and its configs, the examples."""
 
 import json
+import pathlib
 import re
+import shutil
+import tempfile
+import tomllib
 
 import yaml
 
@@ -25,6 +29,24 @@ def the_image_needs_neither_root_nor_a_shell():
             yield f"the last stage has no line like {line}"
     if re.search(r"^RUN ", final, re.MULTILINE):
         yield "the last stage has RUN, for which it would need a shell"
+
+
+def the_first_stage_leaves_what_manifests_name():
+    """Its command, on a copy: a target that a manifest names and the command deletes stops the build of the image."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    stage = re.search(r"^FROM \S+ AS manifests\n.*?^RUN (.*?[^\\])\n", text, re.MULTILINE | re.DOTALL).group(1)
+    with tempfile.TemporaryDirectory() as directory:
+        copy = shutil.copytree(tools.ROOT / "crates", pathlib.Path(directory, "crates"))
+        code, said = tools.run("sh", "-ec", stage.replace("\\\n", " "), cwd=directory)
+        if code:
+            yield said.strip()
+        for manifest in sorted(copy.glob("*/Cargo.toml")):
+            targets = tomllib.loads(manifest.read_text())
+            for kind, folder in (("bench", "benches"), ("test", "tests"), ("example", "examples"), ("bin", "src/bin")):
+                for target in targets.get(kind, []):
+                    # Where a path is given, cargo looks only when it builds the target.
+                    if "path" not in target and not (manifest.parent / folder / f"{target['name']}.rs").exists():
+                        yield f"{manifest.relative_to(directory)}: {kind} {target['name']} is not there"
 
 
 def YAML_is_clean():
@@ -89,6 +111,7 @@ def every_link_in_the_READMEs_leads_somewhere():
 CHECKS = [
     the_Dockerfile_is_clean,
     the_image_needs_neither_root_nor_a_shell,
+    the_first_stage_leaves_what_manifests_name,
     YAML_is_clean,
     the_compose_file_fits_its_schema,
     the_compose_file_is_hardened_and_mounts_what_exists,

@@ -51,7 +51,7 @@ def _validator(group, api, kind):
         archive = tools.go_module(module)
     except tools.Missing as missing:
         # The built-in kinds beside it are checked all the same.
-        print(f"deploy/check: SKIPPED: {kind} against its definition: {missing}")
+        tools.skip(f"{kind} against its definition: {missing}")
         return None
     plural = kind.lower() + ("es" if kind.endswith("s") else "s")
     plural = plural.replace("ys", "ies") if plural.endswith("cys") else plural

@@ -1,4 +1,5 @@
-"""Gets the tools: Python packages into an environment of their own, Go programs, one Debian package; all of them in target/tools."""
+"""Gets the tools of deploy/check and deploy/try: Python packages into an environment of their own, Go programs, Debian packages; all of
+them in target/tools."""
 
 import functools
 import importlib.util
@@ -16,6 +17,7 @@ DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm/hookgate"
 TOOLS = ROOT / "target/tools"
 ENVIRONMENT = TOOLS / "deploy"
+PROGRAM = f"deploy/{pathlib.Path(sys.argv[0]).name}"
 
 # Each on its own: where one cannot be had, the others still check.
 PACKAGES = {
@@ -27,6 +29,14 @@ PACKAGES = {
     "yamllint": "yamllint==1.38.0",
     "checkov": "checkov==3.3.30",
 }
+# What deploy/try needs beside.
+PACKAGES_TO_TRY = {
+    "nats": "nats-py==2.16.0",
+    "matplotlib": "matplotlib==3.11.2",
+    "podman_compose": "podman-compose==1.6.0",
+}
+# As tests/run takes it where Debian has none.
+NATS = "github.com/nats-io/nats-server/v2@v2.10.29"
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1"
 
@@ -35,21 +45,66 @@ class Missing(Exception):
     """A tool cannot be got here; what needs it is skipped."""
 
 
-def enter_environment():
-    """Starts the script again in its environment, which is made if it is not there."""
+def skip(what):
+    """Says what is not checked here. It is neither passed nor failed."""
+    print(f"{PROGRAM}: SKIPPED: {what}", flush=True)
+    skip.count += 1
+
+
+skip.count = 0
+
+
+def report(checks, wanted):
+    """Runs those of `checks` whose names contain a word of `wanted`, or all, and says what came of them. The exit code: 1 if one found
+    something. What was skipped is said, counted, and no failure."""
+    named = [(check, check.__name__.replace("_", " ")) for check in checks]
+    named = [(check, name) for check, name in named if not wanted or any(word in name for word in wanted)]
+    if not named:
+        print(f"{PROGRAM}: nothing is called {' or '.join(wanted)}")
+        return 1
+    red = 0
+    for check, name in named:
+        problems = []
+        try:
+            for problem in check():
+                problems.append(problem)
+        except Missing as missing:
+            skip(f"{name}: {missing}")
+            if not problems:
+                continue
+        except Failed as failed:
+            problems.append(str(failed))
+        print(f"{'FAILED' if problems else 'ok    '}  {name}", flush=True)
+        for problem in problems:
+            print(f"        {problem}")
+        red += bool(problems)
+    skipped = f", {skip.count} skipped" if skip.count else ""
+    print(f"{PROGRAM}: {f'{red} failed' if red else 'nothing failed' if skipped else 'all passed'}{skipped}")
+    return 1 if red else 0
+
+
+class Failed(Exception):
+    """What a check needs and ought to work did not; what it found before counts as well."""
+
+
+def enter_environment(packages=PACKAGES):
+    """Starts the script again in its environment, which is made if it is not there, and installs those of `packages` that it lacks.
+    Without Python's own modules for it, and without PyYAML, nothing can be checked: that is said, and is no failure."""
     python = ENVIRONMENT / "bin/python"
     if pathlib.Path(sys.prefix) != ENVIRONMENT:
         if not python.exists():
             try:
                 venv.create(ENVIRONMENT, with_pip=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                print(f"deploy/check: SKIPPED: all of it: no Python environment can be made ({error})")
+                # Half of one would be taken for a whole one by the next run.
+                shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+                skip(f"all of it: no Python environment can be made ({error})")
                 sys.exit(0)
         os.execv(python, [python, *sys.argv])
     # A package is installed once; the note of what was installed says when another version is wanted.
     note = ENVIRONMENT / "installed.json"
     installed = json.loads(note.read_text()) if note.exists() else {}
-    for module, package in PACKAGES.items():
+    for module, package in packages.items():
         if installed.get(module) != package:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package]
             if subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
@@ -57,14 +112,14 @@ def enter_environment():
                 note.write_text(json.dumps(installed))
     importlib.invalidate_caches()
     if importlib.util.find_spec("yaml") is None:
-        print("deploy/check: SKIPPED: all of it: PyYAML cannot be installed")
+        skip("all of it: PyYAML cannot be installed")
         sys.exit(0)
 
 
 def module(name):
     """The Python module `name`."""
     if importlib.util.find_spec(name) is None:
-        raise Missing(f"{PACKAGES[name]} cannot be installed")
+        raise Missing(f"{(PACKAGES | PACKAGES_TO_TRY)[name]} cannot be installed")
     return importlib.import_module(name)
 
 
@@ -91,12 +146,12 @@ def _go():
 
 
 @functools.cache
-def go_program(name, package):
-    """A program on the PATH, or built from its Go module."""
-    path = TOOLS / "bin" / name
-    note = TOOLS / "bin" / f"{name}.version"
+def go_program(name, package, static=False):
+    """A program built from its Go module; `static` ones need no C library."""
+    directory = TOOLS / ("static" if static else "bin")
+    path, note = directory / name, directory / f"{name}.version"
     if not (path.exists() and note.exists() and note.read_text() == package):
-        code, said = run(_go(), "install", package, env=os.environ | {"GOBIN": str(TOOLS / "bin")})
+        code, said = run(_go(), "install", package, env=os.environ | {"GOBIN": str(directory)} | ({"CGO_ENABLED": "0"} if static else {}))
         if code:
             raise Missing(f"go install {package}: {said.strip().splitlines()[-1]}")
         note.write_text(package)
@@ -115,22 +170,29 @@ def go_module(name):
 
 
 @functools.cache
-def promtool():
-    """promtool from the PATH, or from the Debian package, which is unpacked and not installed: that would start a server."""
-    if found := shutil.which("promtool"):
-        return found
-    directory = TOOLS / "prometheus"
-    path = directory / "usr/bin/promtool"
-    if not path.exists():
+def debian_program(name, package, *libraries):
+    """A program from the PATH, or from a Debian package, which is unpacked with its libraries and not installed: that would start a
+    server. As words to run it with."""
+    if found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin"):
+        return [found]
+    directory = TOOLS / package
+    find = lambda: next((path for place in ("bin", "sbin") if (path := directory / "usr" / place / name).exists()), None)
+    if find() is None:
         if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-            raise Missing("no promtool")
+            raise Missing(f"no {name}")
         directory.mkdir(parents=True, exist_ok=True)
-        run("apt-get", "download", "prometheus", cwd=directory)
-        for package in directory.glob("prometheus_*.deb"):
-            run("dpkg-deb", "--extract", package, directory)
-            package.unlink()
-        if not path.exists():
-            raise Missing("no promtool, and the Debian package prometheus cannot be downloaded")
+        run("apt-get", "download", package, *libraries, cwd=directory)
+        for archive in directory.glob("*.deb"):
+            run("dpkg-deb", "--extract", archive, directory)
+            archive.unlink()
+        if find() is None:
+            raise Missing(f"no {name}, and the Debian package {package} cannot be downloaded")
+    places = sorted({str(path.parent) for path in directory.glob("**/lib/**/*.so.*")})
+    return ["env", f"LD_LIBRARY_PATH={':'.join(places)}", str(find())] if places else [str(find())]
+
+
+def promtool():
+    (path,) = debian_program("promtool", "prometheus")
     return path
 
 

@@ -56,7 +56,7 @@ numbered, since a Secret's name may have dots and theirs may not. */}}
 {{- $preStop := include "hookgate.preStopSeconds" . | int -}}
 metadata:
   annotations:
-    # Only secrets and certificates are read again while hookgate runs; another config is another pod.
+    # A running hookgate takes most of a changed config by itself, but not all of it; pods that are started anew do.
     checksum/config: {{ include "hookgate.config" . | sha256sum }}
     {{- with .Values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
