@@ -168,7 +168,7 @@ fn print(outcome: &Outcome) {
     println!("  broken: {broken}, timed out: {timed_out}, due and not sent: {unsent}");
     let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| outcome.latency_ms(share));
     println!("latency: p50 {p50:.2} ms, p99 {p99:.2} ms, p99.9 {p999:.2} ms, max {:.2} ms", outcome.latency_ms(1.0));
-    println!("generator late by: p99 {:.2} ms", outcome.lateness.value_at_quantile(0.99) as f64 / 1e6);
+    println!("generator late by: p99 {:.2} ms", outcome.lateness_ms(0.99));
 }
 
 #[cfg(test)]

@@ -124,6 +124,11 @@ impl Outcome {
     pub(crate) fn latency_ms(&self, share: f64) -> f64 {
         self.latency.value_at_quantile(share) as f64 / 1e6
     }
+
+    /// The lateness that `share` of the events did not exceed, in milliseconds.
+    pub(crate) fn lateness_ms(&self, share: f64) -> f64 {
+        self.lateness.value_at_quantile(share) as f64 / 1e6
+    }
 }
 
 /// 1 µs to 10 min, in nanoseconds, to a thousandth.

@@ -325,7 +325,7 @@ impl<'a> Bench<'a> {
             p50_ms: calm.latency_ms(0.5),
             p99_ms: calm.latency_ms(0.99),
             p999_ms: calm.latency_ms(0.999),
-            late_p99_ms: calm.lateness.value_at_quantile(0.99) as f64 / 1e6,
+            late_p99_ms: calm.lateness_ms(0.99),
             idle_mib: idle.resident_mib,
             peak_mib: Usage::of(server.id())?.peak_mib,
             messages: fast_cost.messages,
