@@ -1,0 +1,239 @@
+//! Floods: what a quiet source beside one notices of it, and what becomes of hookgate's memory.
+//!
+//! The quiet source sends at a fixed rate, once on connections that it has, once on a new one for each event: a server that is out of
+//! connections serves the first and not the second.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+
+use crate::{
+    SECRET,
+    cores::Cores,
+    event::{Events, Kind},
+    load::{self, Outcome, Pace, Plan, Reuse},
+    report::Files,
+    slow::{self, Drip, Held},
+    system::{Brokers, PATH, QUIET_PATH, Server, Setup, System},
+    usage::Usage,
+};
+
+/// Floods hookgate, and looks at what a quiet source beside the flood notices of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Flood {
+    /// How long each flood takes.
+    #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Short floods, and few connections: whether it works.
+    #[arg(long)]
+    quick: bool,
+    /// Connections of slow senders, 20,000 at most.
+    #[arg(long, default_value_t = 6000)]
+    slow_connections: usize,
+    /// Connections of fast senders.
+    #[arg(long, default_value_t = 256)]
+    connections: usize,
+    /// Events a second of the quiet source.
+    #[arg(long, default_value_t = 200)]
+    quiet_rate: u32,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// More than these would run out of ports.
+const SLOW_CONNECTIONS_MAX: usize = 20_000;
+
+/// Of the quiet source, for each of its two ways.
+const QUIET_CONNECTIONS: usize = 16;
+
+/// How much of a flood is over before the quiet source begins.
+const HEAD_START: Duration = Duration::from_secs(2);
+
+const BODY_BYTES: usize = 1024;
+
+/// How nice the senders of a flood are to the quiet source's.
+const LEAST_PRIORITY: i32 = 19;
+
+/// What the quiet source is beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scenario {
+    Alone,
+    Fast(Kind),
+    Slow(Drip),
+}
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("alone", Scenario::Alone),
+    ("wrong signatures, as fast as answers come", Scenario::Fast(Kind::Unsigned)),
+    ("new events of another source, likewise", Scenario::Fast(Kind::New)),
+    ("repeats of one event of another source, likewise", Scenario::Fast(Kind::Duplicate)),
+    ("slow headers", Scenario::Slow(Drip::Headers)),
+    ("slow bodies", Scenario::Slow(Drip::Body)),
+];
+
+/// What a flood was.
+enum Flooded {
+    Not,
+    Fast(Box<Outcome>),
+    Slow(Held),
+}
+
+impl Flood {
+    /// Floods, and writes the report.
+    ///
+    /// # Errors
+    /// When something does not start, or the report cannot be written.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        if self.quick {
+            (self.duration, self.slow_connections) = (Duration::from_secs(5), self.slow_connections.min(1000));
+        }
+        let most = SLOW_CONNECTIONS_MAX;
+        ensure!(self.slow_connections <= most, "{most} slow connections at most");
+        ensure!(self.duration > HEAD_START, "a flood takes longer than {HEAD_START:?}");
+        raise_file_limit(self.slow_connections + self.connections + 1000)?;
+        let (programs, out, cores) = (self.files.programs()?, self.files.out()?, Cores::choose()?);
+        cores.join_others()?;
+        // Nothing here has brokers.
+        let brokers = Brokers { redis: String::new(), nats: String::new() };
+        let mut text = self.about(cores);
+        for (name, scenario) in SCENARIOS {
+            eprintln!("{name}");
+            let server = System::Hookgate(Setup::Stdout).start(&programs, &brokers, cores)?;
+            text.push_str(&self.measure(name, *scenario, &server)?);
+        }
+        let file = out.join("flood.md");
+        fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
+        println!("{text}");
+        eprintln!("{}", file.display());
+        Ok(())
+    }
+
+    fn about(&self, cores: Cores) -> String {
+        let Self { duration, connections, slow_connections, quiet_rate, .. } = self;
+        format!(
+            "# A quiet source beside a flood\n\n\
+             hookgate on core {}, to standard output; senders on core {}. The quiet source sends {quiet_rate} events a second, each 1 KiB, on \
+             {QUIET_CONNECTIONS} connections that it keeps, and a tenth as many on a new connection each. Floods take {duration:?}: fast ones \
+             have {connections} connections, slow ones {slow_connections}, with a byte a second on each.\n\n\
+             | Beside | p50, ms | p99, ms | p99.9, ms | generator late, p99, ms | not 200 | new connections: p50, ms | p99, ms | not 200 | RSS idle, MiB | RSS peak, MiB | \
+             CPU s | The flood |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            cores.server, cores.others,
+        )
+    }
+
+    fn measure(&self, name: &str, scenario: Scenario, server: &Server) -> anyhow::Result<String> {
+        let before = Usage::of(server.id())?;
+        let end = Instant::now() + self.duration;
+        let (kept, fresh, flooded) = thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                // They share a core: the quiet source's answers are to be read when they come, not when the flood lets it.
+                let _lowered = nice(LEAST_PRIORITY);
+                self.flood(scenario, server, end)
+            });
+            thread::sleep(HEAD_START);
+            let kept = scope.spawn(|| self.quiet(server, Reuse::KeepAlive, end));
+            let fresh = scope.spawn(|| self.quiet(server, Reuse::Fresh, end));
+            let panicked = |_| anyhow!("a sender has panicked");
+            anyhow::Ok((
+                kept.join().map_err(panicked)??,
+                fresh.join().map_err(panicked)??,
+                flood.join().map_err(panicked)??,
+            ))
+        })?;
+        let after = Usage::of(server.id())?;
+        let latency = |outcome: &Outcome, share: f64| format!("{:.2}", outcome.latency_ms(share));
+        let failed = |outcome: &Outcome| outcome.sent + outcome.unsent - outcome.with_status(200);
+        Ok(format!(
+            "| {name} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {:.1} | {:.1} | {:.1} | {} |\n",
+            latency(&kept, 0.5),
+            latency(&kept, 0.99),
+            latency(&kept, 0.999),
+            kept.lateness_ms(0.99),
+            failed(&kept),
+            latency(&fresh, 0.5),
+            latency(&fresh, 0.99),
+            failed(&fresh),
+            before.resident_mib,
+            after.peak_mib,
+            after.cpu_seconds - before.cpu_seconds,
+            flooded.tell(),
+        ))
+    }
+
+    fn quiet(&self, server: &Server, reuse: Reuse, end: Instant) -> anyhow::Result<Outcome> {
+        let rate = match reuse {
+            Reuse::KeepAlive => f64::from(self.quiet_rate),
+            Reuse::Fresh => f64::from(self.quiet_rate) / 10.0,
+        };
+        let plan = Plan { reuse, pace: Pace::PerSecond(rate), ..plan(server, QUIET_CONNECTIONS, end) };
+        load::run(&plan, &events(server, QUIET_PATH, Kind::New)).context("send events of the quiet source")
+    }
+
+    fn flood(&self, scenario: Scenario, server: &Server, end: Instant) -> anyhow::Result<Flooded> {
+        match scenario {
+            Scenario::Alone => Ok(Flooded::Not),
+            Scenario::Fast(kind) => {
+                let outcome = load::run(&plan(server, self.connections, end), &events(server, PATH, kind));
+                Ok(Flooded::Fast(Box::new(outcome.context("flood")?)))
+            }
+            Scenario::Slow(drip) => {
+                let held = slow::drip(server.address, PATH, drip, self.slow_connections, end);
+                Ok(Flooded::Slow(held.context("flood")?))
+            }
+        }
+    }
+}
+
+fn plan(server: &Server, connections: usize, end: Instant) -> Plan {
+    Plan {
+        address: server.address,
+        connections,
+        reuse: Reuse::KeepAlive,
+        pace: Pace::Max,
+        duration: end.saturating_duration_since(Instant::now()),
+        events_max: u64::MAX,
+        first: 0,
+        answer_limit: Duration::from_secs(10),
+    }
+}
+
+fn events(server: &Server, path: &str, kind: Kind) -> Events {
+    Events::new(kind, &server.address.to_string(), path, SECRET.as_bytes(), BODY_BYTES, fastrand::u32(..))
+}
+
+impl Flooded {
+    fn tell(&self) -> String {
+        match self {
+            Self::Not => "none".to_owned(),
+            Self::Fast(outcome) => {
+                let statuses: Vec<_> =
+                    outcome.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
+                format!("{:.0}/s ({}; broken: {})", outcome.rate(), statuses.join(", "), outcome.broken)
+            }
+            Self::Slow(Held { begun, ended, held }) => {
+                format!("{begun} begun, {ended} ended by hookgate, {held} held at the end")
+            }
+        }
+    }
+}
+
+/// Lets this process, and what it starts, have so many files open.
+fn raise_file_limit(files: usize) -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let files = files as u64;
+    if limit.current.is_none_or(|current| current >= files) {
+        return Ok(());
+    }
+    ensure!(
+        limit.maximum.is_none_or(|most| most >= files),
+        "{files} open files are needed, {:?} are allowed",
+        limit.maximum
+    );
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum.or(Some(files)), ..limit })
+        .context("raise the limit of open files")
+}

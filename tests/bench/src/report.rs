@@ -1,0 +1,429 @@
+//! The report: hookgate and the yardsticks on each path, in turns, so that a machine's mood falls on all of them alike.
+//!
+//! The server under test has one core, all else the other. What does not run on the server's core is so not charged to it, but
+//! with brokers it is they that are at their end first: read throughput there together with how busy the cores were.
+
+mod plot;
+mod table;
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use clap::ValueEnum;
+use hookgate_testkit::{
+    nats::{NatsConfig, NatsServer},
+    process::program,
+    redis::{RedisConfig, RedisServer},
+};
+use serde_json::json;
+
+use crate::{
+    SECRET,
+    cores::Cores,
+    event::{BODY_BYTES_MIN, Events, Kind},
+    load::{self, Outcome, Pace, Plan, Reuse},
+    stored,
+    system::{Brokers, PATH, Programs, Rule, STREAM, SUBJECTS, Setup, System},
+    usage::{CoreUse, Usage},
+    yardstick::Threads,
+};
+
+/// Starts brokers, hookgate and the yardsticks, measures them in turns, and writes a report.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Report {
+    /// One short round: whether it works, not how fast it is.
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each measurement takes; there are two of each system, path and round.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Connections.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// The length of each body, in bytes.
+    #[arg(long, default_value_t = 1024)]
+    body_bytes: usize,
+    /// Where JetStream keeps messages.
+    #[arg(long, value_enum, default_value_t = Storage::Memory)]
+    storage: Storage,
+    /// Only paths and systems whose names contain this, as in "path: system".
+    #[arg(long)]
+    only: Option<String>,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// What is measured, and where the report goes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Files {
+    /// The hookgate to measure [default: built by cargo, in release].
+    #[arg(long)]
+    hookgate: Option<PathBuf>,
+    /// Where the report goes [default: target/bench].
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+impl Files {
+    /// The programs to start; hookgate is built unless it was named.
+    pub(crate) fn programs(&self) -> anyhow::Result<Programs> {
+        let own = env::current_exe().context("find this program")?;
+        let hookgate = match &self.hookgate {
+            Some(path) => path.canonicalize().with_context(|| format!("find {}", path.display()))?,
+            None => build()?,
+        };
+        Ok(Programs { hookgate, own })
+    }
+
+    /// The directory of the report, which is there then.
+    pub(crate) fn out(&self) -> anyhow::Result<PathBuf> {
+        let out = match &self.out {
+            Some(out) => out.clone(),
+            None => target()?.join("bench"),
+        };
+        fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
+        Ok(out)
+    }
+}
+
+/// The target directory that this program was built in.
+fn target() -> anyhow::Result<PathBuf> {
+    let own = env::current_exe().context("find this program")?;
+    let profile = own.ancestors().find(|dir| dir.ends_with("release") || dir.ends_with("debug"));
+    Ok(profile.and_then(|dir| dir.parent()).context("find the target directory: name --out and --hookgate")?.to_owned())
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let target = target()?;
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--locked", "--package", "hookgate", "--target-dir"]).arg(&target);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    ensure!(command.status().context("run cargo")?.success(), "hookgate does not build");
+    Ok(target.join("release/hookgate"))
+}
+
+/// Where JetStream keeps messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Storage {
+    /// In memory.
+    Memory,
+    /// In files.
+    File,
+}
+
+impl Storage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File => "file",
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case {
+    path: &'static str,
+    /// What tells it from the other lines of its path, besides the system.
+    detail: &'static str,
+    system: System,
+    kind: Kind,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        format!("{}{}", self.system.name(), self.detail)
+    }
+
+    fn status(&self) -> u16 {
+        match self.kind {
+            Kind::New | Kind::Duplicate => 200,
+            Kind::Unsigned => 401,
+        }
+    }
+}
+
+const TO_STDOUT: &str = "1. New, to a sink that acknowledges at once";
+const TO_BROKERS: &str = "2. New, deduplicated in Redis, published to JetStream";
+const REPEATS: &str = "3. Repeats of one event";
+const REFUSED: &str = "4. Wrong signature";
+const ROUTED: &str = "5. New, behind routes that do not match";
+
+fn cases() -> Vec<Case> {
+    let case = |path, system, kind| Case { path, detail: "", system, kind };
+    let routes = |count, rule, detail| {
+        let system = System::Hookgate(Setup::Routes(count, rule));
+        Case { path: ROUTED, detail, system, kind: Kind::New }
+    };
+    vec![
+        case(TO_STDOUT, System::Hookgate(Setup::Stdout), Kind::New),
+        case(TO_STDOUT, System::Bare(Threads::Current), Kind::New),
+        case(TO_STDOUT, System::Bare(Threads::Two), Kind::New),
+        case(TO_BROKERS, System::Hookgate(Setup::Brokers), Kind::New),
+        case(TO_BROKERS, System::Composite(Threads::Current), Kind::New),
+        case(TO_BROKERS, System::Composite(Threads::Two), Kind::New),
+        case(REPEATS, System::Hookgate(Setup::Brokers), Kind::Duplicate),
+        case(REPEATS, System::Composite(Threads::Current), Kind::Duplicate),
+        case(REFUSED, System::Hookgate(Setup::Stdout), Kind::Unsigned),
+        case(REFUSED, System::Bare(Threads::Current), Kind::Unsigned),
+        routes(1, Rule::Equality, ", 1 route, an equality"),
+        routes(100, Rule::Equality, ", 100 routes, equalities"),
+        routes(1, Rule::Body, ", 1 route, into the body"),
+        routes(100, Rule::Body, ", 100 routes, into the body"),
+    ]
+}
+
+/// What one round of a case has come to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Figures {
+    cpu_seconds: f64,
+    cpu_seconds_at_half: f64,
+    rate: f64,
+    server_busy: f64,
+    others_busy: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    p999_ms: f64,
+    late_p99_ms: f64,
+    idle_mib: f64,
+    peak_mib: f64,
+    messages: f64,
+    commands: f64,
+    ready_ms: f64,
+    /// Events that were not answered as they should have been.
+    wrong: f64,
+    /// Accepted events that were not in the stream.
+    lost: f64,
+}
+
+/// Events of one measurement with brokers: what JetStream may keep in memory bounds them.
+const EVENTS_WITH_BROKERS_MAX: u64 = 100_000;
+
+/// CPU time is given for so many events.
+const EVENTS_UNIT: f64 = 100_000.0;
+
+impl Report {
+    /// Measures and writes.
+    ///
+    /// # Errors
+    /// When something does not start, an accepted event is lost, or the report cannot be written.
+    pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        ensure!(self.body_bytes >= BODY_BYTES_MIN, "a body has {BODY_BYTES_MIN} bytes at least");
+        if self.quick {
+            (self.rounds, self.duration) = (1, Duration::from_secs(1));
+        }
+        let (programs, out, cores) = (self.files.programs()?, self.files.out()?, Cores::choose()?);
+        cores.join_others()?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        runtime.block_on(async {
+            let bench = Bench::start(&self, programs, cores).await;
+            let cases = self.chosen();
+            let mut figures = vec![Vec::new(); cases.len()];
+            for round in 1..=self.rounds {
+                for (case, figures) in cases.iter().zip(&mut figures) {
+                    eprintln!("round {round} of {}: {}: {}", self.rounds, case.path, case.name());
+                    figures.push(bench.measure(case).await.with_context(|| format!("{}: {}", case.path, case.name()))?);
+                }
+            }
+            let lines: Vec<_> = cases.into_iter().zip(figures).collect();
+            let text = format!("{}{}", bench.about().await, table::render(&lines));
+            fs::write(out.join("report.md"), &text).context("write report.md")?;
+            fs::write(out.join("report.svg"), plot::render(&lines)).context("write report.svg")?;
+            println!("{text}");
+            eprintln!("{}", out.join("report.md").display());
+            eprintln!("{}", out.join("report.svg").display());
+            let lost: f64 = lines.iter().flat_map(|(_, figures)| figures).map(|figures| figures.lost).sum();
+            ensure!(lost == 0.0, "{lost} accepted events are not in the stream");
+            Ok(())
+        })
+    }
+
+    fn chosen(&self) -> Vec<Case> {
+        let mut cases = cases();
+        let only = self.only.as_deref().unwrap_or_default();
+        cases.retain(|case| format!("{}: {}", case.path, case.name()).contains(only));
+        cases
+    }
+}
+
+/// What is there for all measurements.
+struct Bench<'a> {
+    report: &'a Report,
+    programs: Programs,
+    cores: Cores,
+    nats: NatsServer,
+    redis: RedisServer,
+    brokers: Brokers,
+}
+
+/// What the brokers have counted.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    messages: u64,
+    commands: u64,
+}
+
+impl<'a> Bench<'a> {
+    async fn start(report: &'a Report, programs: Programs, cores: Cores) -> Self {
+        let nats = NatsServer::start(NatsConfig::default()).await;
+        let redis = RedisServer::start(&RedisConfig::default()).await;
+        let stream = json!({ "name": STREAM, "subjects": [SUBJECTS], "storage": report.storage.name() });
+        nats.wire().await.create_stream(&stream).await;
+        let brokers = Brokers { redis: redis.url(), nats: nats.url() };
+        Self { report, programs, cores, nats, redis, brokers }
+    }
+
+    /// One round of one case, by a process of its own.
+    async fn measure(&self, case: &Case) -> anyhow::Result<Figures> {
+        self.redis.wire().await.done(&["FLUSHALL"]).await;
+        let server = case.system.start(&self.programs, &self.brokers, self.cores)?;
+        self.nats.wire().await.purge(STREAM).await;
+        thread::sleep(Duration::from_millis(300));
+        let idle = Usage::of(server.id())?;
+        let secret = SECRET.as_bytes();
+        let events = Events::new(
+            case.kind,
+            &server.address.to_string(),
+            PATH,
+            secret,
+            self.report.body_bytes,
+            fastrand::u32(..),
+        );
+        let plan = Plan {
+            address: server.address,
+            connections: self.report.connections,
+            reuse: Reuse::KeepAlive,
+            pace: Pace::Max,
+            duration: self.report.duration / 4,
+            events_max: if case.system.has_brokers() { EVENTS_WITH_BROKERS_MAX } else { u64::MAX },
+            first: 0,
+            answer_limit: Duration::from_secs(10),
+        };
+        let mut phase = Phase { bench: self, case, events: &events, process: server.id(), lost: 0, wrong: 0 };
+        let (warm, _) = phase.run(&plan).await?;
+        let plan = Plan { duration: self.report.duration, first: warm.sent, ..plan };
+        let (fast, fast_cost) = phase.run(&plan).await?;
+        let half = Pace::PerSecond(fast.rate() / 2.0);
+        let (calm, calm_cost) = phase.run(&Plan { pace: half, first: warm.sent + fast.sent, ..plan }).await?;
+        Ok(Figures {
+            cpu_seconds: fast_cost.cpu_seconds,
+            cpu_seconds_at_half: calm_cost.cpu_seconds,
+            rate: fast.rate(),
+            server_busy: fast_cost.server_busy,
+            others_busy: fast_cost.others_busy,
+            p50_ms: calm.latency_ms(0.5),
+            p99_ms: calm.latency_ms(0.99),
+            p999_ms: calm.latency_ms(0.999),
+            late_p99_ms: calm.lateness_ms(0.99),
+            idle_mib: idle.resident_mib,
+            peak_mib: Usage::of(server.id())?.peak_mib,
+            messages: fast_cost.messages,
+            commands: fast_cost.commands,
+            ready_ms: server.ready_after.as_secs_f64() * 1e3,
+            wrong: phase.wrong as f64,
+            lost: phase.lost as f64,
+        })
+    }
+
+    async fn counts(&self) -> anyhow::Result<Counts> {
+        let info = self.nats.wire().await.stream_info(STREAM).await;
+        let messages = info["state"]["messages"].as_u64().context("read the number of messages")?;
+        let stats = self.redis.wire().await.text(&["INFO", "stats"]).await.context("read what Redis tells")?;
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        let commands = line.and_then(|number| number.trim().parse().ok()).context("read the number of commands")?;
+        Ok(Counts { messages, commands })
+    }
+
+    /// What was measured on what.
+    async fn about(&self) -> String {
+        let Report { rounds, duration, connections, body_bytes, storage, .. } = self.report;
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let processors = read("/proc/cpuinfo");
+        let processor = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
+        let info = self.redis.wire().await.text(&["INFO", "server"]).await.unwrap_or_default();
+        let redis = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("unknown").to_owned();
+        let nats = Command::new(program("nats-server")).arg("--version").output();
+        let nats = nats.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+        let hookgate = Command::new(&self.programs.hookgate).arg("--version").output();
+        let hookgate =
+            hookgate.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+        format!(
+            "# What hookgate costs\n\n\
+             Measured on {}: {}, Linux {}; the server under test on core {}, generator and brokers on core {}. {hookgate}; {nats}, \
+             JetStream in {} storage; Redis {redis}, nothing on disk. {connections} connections, bodies of {body_bytes} bytes, {rounds} \
+             rounds in turns, {duration:?} each at full speed and at half of it. Each figure is the median of the rounds, with the \
+             smallest and the largest in brackets where they differ.\n",
+            humantime::format_rfc3339_seconds(std::time::SystemTime::now()),
+            processor.trim_start_matches(['\t', ' ', ':']),
+            read("/proc/sys/kernel/osrelease").trim(),
+            self.cores.server,
+            self.cores.others,
+            storage.name(),
+        )
+    }
+}
+
+/// The measurements of one process.
+struct Phase<'a> {
+    bench: &'a Bench<'a>,
+    case: &'a Case,
+    events: &'a Events,
+    process: u32,
+    lost: usize,
+    wrong: u64,
+}
+
+/// What a measurement has cost.
+struct Cost {
+    /// For 100,000 events.
+    cpu_seconds: f64,
+    /// In percent.
+    server_busy: f64,
+    /// In percent.
+    others_busy: f64,
+    /// For each event.
+    messages: f64,
+    /// For each event.
+    commands: f64,
+}
+
+impl Phase<'_> {
+    /// Sends events, and compares what was accepted with what is there.
+    async fn run(&mut self, plan: &Plan) -> anyhow::Result<(Outcome, Cost)> {
+        let Bench { nats, brokers, cores, .. } = self.bench;
+        let before = (self.bench.counts().await?, CoreUse::of(cores.others)?, Usage::of(self.process)?, Instant::now());
+        let outcome = load::run(plan, self.events).context("send events")?;
+        let (elapsed, usage, others) = (before.3.elapsed(), Usage::of(self.process)?, CoreUse::of(cores.others)?);
+        let counts = self.bench.counts().await?;
+        let answers = outcome.answers();
+        ensure!(answers > 0, "no event was answered: {} connections broke", outcome.broken);
+        self.wrong += outcome.sent - outcome.with_status(self.case.status());
+        if self.case.system.has_brokers() && self.case.kind == Kind::New {
+            let there = stored::read(&brokers.nats, STREAM, self.events).await?;
+            self.lost += stored::compare(&outcome.accepted, &there).lost.len();
+            nats.wire().await.purge(STREAM).await;
+        }
+        let cpu_seconds = usage.cpu_seconds - before.2.cpu_seconds;
+        // Asking takes two commands of its own.
+        let commands = (counts.commands - before.0.commands).saturating_sub(2);
+        let cost = Cost {
+            cpu_seconds: cpu_seconds * EVENTS_UNIT / answers as f64,
+            server_busy: cpu_seconds * 100.0 / elapsed.as_secs_f64(),
+            others_busy: others.busy_since(before.1),
+            messages: (counts.messages - before.0.messages) as f64 / answers as f64,
+            commands: commands as f64 / answers as f64,
+        };
+        Ok((outcome, cost))
+    }
+}

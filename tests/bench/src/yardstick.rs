@@ -1,0 +1,191 @@
+//! What hookgate is compared with: the least that a receiver of webhooks can do, and what one writes who wires libraries together.
+//!
+//! Neither is meant to be good at anything but being short: no routing by config, no limits, no metrics, nothing kept while a broker is
+//! away. They are what a figure of hookgate is to be held against.
+
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use async_nats::jetstream;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+    serve::ListenerExt,
+};
+use data_encoding::HEXLOWER_PERMISSIVE;
+use hmac::{Hmac, KeyInit, Mac};
+use redis::aio::MultiplexedConnection;
+use serde::Deserialize;
+use sha2::Sha256;
+use tokio::{net::TcpListener, runtime};
+
+use crate::SECRET_VARIABLE;
+
+/// Runs a server to compare with, until it is killed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Yardstick {
+    #[command(subcommand)]
+    server: Server,
+    /// Where it listens.
+    #[arg(long, global = true, default_value = "127.0.0.1:8090")]
+    listen: SocketAddr,
+    /// Its threads.
+    #[arg(long, global = true, value_enum, default_value_t = Threads::Current)]
+    threads: Threads,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Server {
+    /// HMAC, a look into the JSON, 200.
+    Bare,
+    /// The same, then SET NX in Redis, then a publication to JetStream whose acknowledgement is awaited.
+    Composite {
+        /// The URL of Redis.
+        #[arg(long)]
+        redis: String,
+        /// The URL of NATS.
+        #[arg(long)]
+        nats: String,
+    },
+}
+
+/// The runtime of a yardstick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Threads {
+    /// One thread, tokio's `current_thread`.
+    Current,
+    /// Two workers.
+    Two,
+}
+
+impl Yardstick {
+    /// Serves until the process is killed.
+    ///
+    /// # Errors
+    /// When it cannot begin.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let runtime = match self.threads {
+            Threads::Current => runtime::Builder::new_current_thread().enable_all().build(),
+            Threads::Two => runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+        };
+        runtime.context("start the runtime")?.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        let secret = std::env::var(SECRET_VARIABLE).with_context(|| format!("read {SECRET_VARIABLE}"))?;
+        let key = Hmac::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
+        let router = match &self.server {
+            Server::Bare => Router::new().route("/github", post(bare)).with_state(key),
+            Server::Composite { redis, nats } => {
+                let client = redis::Client::open(redis.as_str()).context("read the URL of Redis")?;
+                let redis = client.get_multiplexed_async_connection().await.context("connect to Redis")?;
+                let nats = async_nats::connect(nats).await.context("connect to NATS")?;
+                let composite = Composite { key, redis, stream: jetstream::new(nats) };
+                Router::new().route("/github", post(composed)).with_state(Arc::new(composite))
+            }
+        };
+        let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen at {}", self.listen))?;
+        let listener = listener.tap_io(|stream| {
+            // Who is gone by now needs no answer quickly.
+            let _ = stream.set_nodelay(true);
+        });
+        axum::serve(listener, router).await.context("serve")
+    }
+}
+
+type Key = Hmac<Sha256>;
+
+/// What is looked for in an event of GitHub's.
+#[derive(Debug, Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    #[serde(borrow)]
+    repository: Repository<'a>,
+    #[serde(borrow)]
+    sender: Sender<'a>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Repository<'a> {
+    #[serde(borrow)]
+    full_name: Cow<'a, str>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sender<'a> {
+    #[serde(borrow)]
+    login: Cow<'a, str>,
+}
+
+/// An event that is what it says: its id, and some of its fields.
+struct Event<'a> {
+    id: &'a str,
+    fields: Fields<'a>,
+}
+
+fn verified<'a>(key: &Key, headers: &'a HeaderMap, body: &'a Bytes) -> Result<Event<'a>, StatusCode> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let digits =
+        text("x-hub-signature-256").and_then(|value| value.strip_prefix("sha256=")).ok_or(StatusCode::UNAUTHORIZED)?;
+    let signature = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).map_err(|_| StatusCode::UNAUTHORIZED)?;
+    key.clone().chain_update(body).verify_slice(&signature).map_err(|_| StatusCode::UNAUTHORIZED)?;
+    let id = text("x-github-delivery").ok_or(StatusCode::BAD_REQUEST)?;
+    let fields = serde_json::from_slice(body).map_err(|_| StatusCode::BAD_REQUEST)?;
+    Ok(Event { id, fields })
+}
+
+async fn bare(State(key): State<Key>, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
+    match verified(&key, &headers, &body) {
+        Ok(event) => (StatusCode::OK, said("delivered", event.id)),
+        Err(status) => (status, String::new()),
+    }
+}
+
+struct Composite {
+    key: Key,
+    redis: MultiplexedConnection,
+    stream: jetstream::Context,
+}
+
+async fn composed(State(own): State<Arc<Composite>>, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
+    let event = match verified(&own.key, &headers, &body) {
+        Ok(event) => event,
+        Err(status) => return (status, String::new()),
+    };
+    let (mut redis, key) = (own.redis.clone(), format!("composite:{}", event.id));
+    let mut command = redis::cmd("SET");
+    command.arg(&key).arg(1).arg("NX").arg("EX").arg(24 * 60 * 60);
+    match command.query_async::<Option<String>>(&mut redis).await {
+        Ok(Some(_)) => {}
+        Ok(None) => return (StatusCode::OK, said("duplicate", event.id)),
+        Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, String::new()),
+    }
+    if publish(&own.stream, &event, body.clone()).await.is_ok() {
+        return (StatusCode::OK, said("delivered", event.id));
+    }
+    // What cannot be taken back now is taken back by its expiry.
+    let _ = redis::cmd("DEL").arg(&key).query_async::<()>(&mut redis).await;
+    (StatusCode::SERVICE_UNAVAILABLE, String::new())
+}
+
+async fn publish(
+    stream: &jetstream::Context,
+    event: &Event<'_>,
+    body: Bytes,
+) -> Result<(), jetstream::context::PublishError> {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", event.id);
+    headers.insert("content-type", "application/json");
+    headers.insert("repository", &*event.fields.repository.full_name);
+    headers.insert("sender", &*event.fields.sender.login);
+    let subject = format!("hooks.github.{}", event.fields.action);
+    stream.publish_with_headers(subject, headers, body).await?.await.map(|_| ())
+}
+
+fn said(outcome: &str, id: &str) -> String {
+    format!(r#"{{"event_id":"{id}","outcome":"{outcome}"}}"#)
+}
