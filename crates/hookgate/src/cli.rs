@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    num::NonZero,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -144,8 +145,15 @@ fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<Exi
     runtime()?.block_on(shelf::shelf(what, dead, &config, arguments.json))
 }
 
+/// On one core everything runs on the main thread: there a task that wakes another costs no switch of threads.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("hookgate").build()
+    // Of what the scheduler and the control group leave to the process.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut builder = match cores {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().thread_name("hookgate").build()
 }
 
 fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
