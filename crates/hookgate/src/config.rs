@@ -81,6 +81,11 @@ const SERVER_KEYS_LIVE: &[&str] = &["public_url", "trusted_proxies", "max_body",
 const TABLES_LIVE: &[&str] = &["sources", "sinks", "routes", "unrouted"];
 
 impl Config {
+    /// The SHA-256 of the file that it was read from.
+    pub(crate) fn content(&self) -> [u8; 32] {
+        self.origins.file.digest()
+    }
+
     /// All of it as it was written, secrets included, to be compared.
     pub(crate) fn as_written(&self) -> &Value {
         &self.origins.root

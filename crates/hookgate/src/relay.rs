@@ -347,15 +347,17 @@ pub(crate) struct Reloader {
     pub(crate) requests: mpsc::Receiver<ReloadRequest>,
     /// Whether the last one succeeded.
     pub(crate) is_good: bool,
+    /// What is in use. Not what the file holds by the time of the first look: it may have changed since it was read.
+    pub(crate) loaded: Content,
 }
 
 /// The content of a file; `None` where it cannot be read.
-type Content = Option<[u8; 32]>;
+pub(crate) type Content = Option<[u8; 32]>;
 
 impl Reloader {
     /// Works until `stop`. A reload that is under way then is finished.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Relay {
-        let mut loaded = self.look().await;
+        let mut loaded = self.loaded;
         let mut seen = loaded;
         loop {
             let asked = tokio::select! {

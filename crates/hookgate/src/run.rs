@@ -95,6 +95,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         stop_drains: stops.drains.clone(),
     };
     let (drain_delay, shutdown_timeout) = (config.server.drain_delay, config.server.shutdown_timeout);
+    let loaded = Some(config.content());
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
@@ -109,8 +110,9 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let public = tokio::spawn(public.serve(relay.ingress().router(), stops.public.clone(), stops.public_abort.clone()));
     let (reloads, requests) = mpsc::channel(1);
     telemetry.reloads_by(reloads);
-    let reloader =
-        tokio::spawn(Reloader { relay, load, file, hang_up, requests, is_good: true }.run(stops.reloads.clone()));
+    let reloader = tokio::spawn(
+        Reloader { relay, load, file, hang_up, requests, is_good: true, loaded }.run(stops.reloads.clone()),
+    );
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, admin = %admin_address, "hookgate is up");
 
     signals.next().await;

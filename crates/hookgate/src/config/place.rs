@@ -9,6 +9,7 @@ use figment::{
     value::{Dict, Map},
 };
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use toml::{
     Spanned,
     de::{DeTable, DeValue, Error},
@@ -50,6 +51,11 @@ impl Text {
     /// Keeps `text`, the content of `path`.
     pub(super) fn new(path: String, text: String) -> Self {
         Self { path, text }
+    }
+
+    /// The SHA-256 of the text.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        Sha256::digest(&self.text).into()
     }
 
     pub(super) fn path(&self) -> &str {
