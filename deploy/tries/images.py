@@ -87,7 +87,7 @@ def get_bases():
         return note.exists()
     if all(podman("pull", "--quiet", full(name), check=False)[0] == 0 for name in (builder, runtime)):
         return False
-    need("mmdebstrap")
+    need("mmdebstrap", "rustc")
     _debian(full(builder), "minbase", BUILDER_PACKAGES, [f"ENV PATH={TOOLCHAIN}/bin:/usr/bin:/bin", f"ENV CARGO_HOME={CARGO}"])
     user = 'printf "root:x:0:0::/root:/sbin/nologin\\nnonroot:x:65532:65532::/home/nonroot:/sbin/nologin\\n" >"$1/etc/passwd"'
     _debian(full(runtime), "extract", RUNTIME_PACKAGES, [], user, "mkdir -p $1/etc/ssl/certs", "copy-in /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs")
