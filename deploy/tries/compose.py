@@ -67,7 +67,7 @@ def used(run):
     podman("stop", container("nats"))
     yield from expect("an event without NATS", 2, 202)
     podman("start", container("nats"))
-    wait_for(lambda: messages() == 2, lambda: f"the spooled event in the stream; {logs()}", 40)
+    wait_for(lambda: messages() == 2, lambda: f"the spooled event in the stream; {readiness()}; {logs()}", 90)
     print(f"        NATS stopped and started: the spooled event is in the stream {time.monotonic() - began:.0f} s after", flush=True)
     state = json.loads(podman("inspect", container("hookgate")))[0]
     if not state["HostConfig"]["ReadonlyRootfs"] or state["EffectiveCaps"]:
@@ -101,6 +101,11 @@ def metric(name):
     with urllib.request.urlopen(f"http://127.0.0.1:{ADMIN}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return next((float(line.split()[-1]) for line in lines if line.startswith(name)), None)
+
+
+def readiness():
+    with urllib.request.urlopen(f"http://127.0.0.1:{ADMIN}/readyz", timeout=5) as answer:
+        return json.dumps(json.load(answer))
 
 
 def messages():
