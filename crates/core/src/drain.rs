@@ -42,7 +42,7 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// First pause after a failure, and the longest. Doubled each time; half to the whole of it is waited.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Records that wait apart, at most. Past that no new ones are looked at until one of them is done with.
 const APART_MAX: usize = 1024;

@@ -160,7 +160,11 @@ fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let (config, file) = (load(arguments)?, file(arguments).to_owned());
     let again = file.clone();
     let load = Arc::new(move || config::load(&again, std::env::vars()));
-    runtime()?.block_on(run::run(config, load, file))?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(run::run(config, load, file));
+    // What blocks a thread of the runtime still, a name that no server answers for, say, holds up no stop.
+    runtime.shutdown_background();
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 

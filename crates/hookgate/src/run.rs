@@ -1,6 +1,14 @@
 //! `hookgate run`: start, supervision, and a shutdown in which no accepted event is lost and no sender is told 503.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use hookgate_core::{
@@ -72,15 +80,16 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     telemetry.adopt(&parts.sources, ids.sinks(), &routes);
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
 
+    let stops = Stops::default();
     let admin = bind(config.admin.listen, "admin.listen", Limits::ADMIN, &observer)?;
     let (public, tls) =
         (bind(config.server.listen, "server.listen", Limits::from(&config.server), &observer)?, parts.tls.take());
     let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
+    let public = public.with_leaving(Arc::clone(&stops.leaving));
     let spool = open_spool(&config, &observer).await?;
     let (dedup, releaser) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
-    let stops = Stops::default();
     let (background, drains) = (TaskTracker::new(), TaskTracker::new());
     let fixed = Fixed {
         telemetry: Arc::clone(&telemetry),
@@ -165,6 +174,8 @@ async fn keep_certificates(tls: Option<Tls>, observer: Arc<dyn Observer>, stop: 
 /// What tells each part to stop, in the order of the shutdown.
 #[derive(Default)]
 struct Stops {
+    /// Set while it still serves.
+    leaving: Arc<AtomicBool>,
     reloads: CancellationToken,
     public: CancellationToken,
     drains: CancellationToken,
@@ -191,6 +202,7 @@ async fn shut_down(
 ) {
     // Not ready, but serving on: load balancers learn of it later than we do, and a refused request would be lost.
     telemetry.draining();
+    stops.leaving.store(true, Ordering::Relaxed);
     let drain_delay = limits.drain_delay;
     tracing::info!(drain_delay_ms = millis(drain_delay), "draining: not ready, still serving");
     sleep(drain_delay).await;

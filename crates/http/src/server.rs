@@ -3,6 +3,7 @@
 //! Not `axum::serve`: that one has no timer, so hyper's own time limits are silently off, and no cap on connections.
 
 use std::{
+    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
     sync::{
@@ -17,6 +18,7 @@ use hookgate_core::{
     auth::Peer,
     observe::{Observation, Observer, ProxyHeaderFailure, TlsFailure},
 };
+use http::{HeaderValue, Version, header};
 use hyper::{
     body::Incoming,
     service::{Service, service_fn},
@@ -85,6 +87,7 @@ pub struct Server {
     limits: Limits,
     proxy_protocol: ProxyProtocol,
     tls: Option<Tls>,
+    leaving: Arc<AtomicBool>,
     observer: Arc<dyn Observer>,
 }
 
@@ -99,7 +102,15 @@ impl Server {
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
-        Ok(Self { listener, limits, proxy_protocol: ProxyProtocol::default(), tls: None, observer })
+        let (proxy_protocol, leaving) = (ProxyProtocol::default(), Arc::default());
+        Ok(Self { listener, limits, proxy_protocol, tls: None, leaving, observer })
+    }
+
+    /// The same port, where each answer of HTTP/1 is the last of its connection once `leaving` says so: whoever keeps connections
+    /// has found others by the time of the stop, at which idle ones are closed, and with them what is just being sent on them.
+    #[must_use]
+    pub fn with_leaving(self, leaving: Arc<AtomicBool>) -> Self {
+        Self { leaving, ..self }
     }
 
     /// The same port, where the connections that `proxy_protocol` says begin with a header.
@@ -125,7 +136,7 @@ impl Server {
     /// Serves `router` until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
     pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
-        let Self { listener, limits, proxy_protocol, tls, observer } = self;
+        let Self { listener, limits, proxy_protocol, tls, leaving, observer } = self;
         let places = Arc::new(Semaphore::new(limits.connections));
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
@@ -138,6 +149,7 @@ impl Server {
                 header_timeout: limits.header_timeout,
                 proxy: proxy_protocol.is_spoken_by(address.ip()).then_some(address.ip()),
                 peer: Peer { address: Some(address.ip()), certificate: None },
+                leaving: Arc::clone(&leaving),
                 observer: Arc::clone(&observer),
             };
             let connection = connection.serve(stream, tls.clone(), stop.clone());
@@ -215,6 +227,7 @@ struct Connection {
     /// The load balancer at its other end, where it has to begin with a PROXY header.
     proxy: Option<IpAddr>,
     peer: Peer,
+    leaving: Arc<AtomicBool>,
     observer: Arc<dyn Observer>,
 }
 
@@ -259,13 +272,21 @@ impl Connection {
 
     /// `deadline` is that of the first request's head.
     async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, deadline: Instant) {
-        let Self { builder, router, watcher, peer, .. } = self;
+        let Self { builder, router, watcher, peer, leaving, .. } = self;
         let requested = Arc::new(AtomicBool::new(false));
         let (router, seen) = (TowerToHyperService::new(router), Arc::clone(&requested));
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
-            router.call(request)
+            let keeps = request.version() < Version::HTTP_2;
+            let (answer, leaving) = (router.call(request), Arc::clone(&leaving));
+            async move {
+                let mut answer = answer.await?;
+                if keeps && leaving.load(Ordering::Relaxed) {
+                    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
         let mut connection = std::pin::pin!(connection);

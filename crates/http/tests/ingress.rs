@@ -1,6 +1,14 @@
 //! The ingress over real sockets, in front of a pipeline whose sink does as it is told.
 
-use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
@@ -39,6 +47,7 @@ struct Relay {
     recorder: Arc<Recorder>,
     pipeline: Arc<Pipeline>,
     stop: CancellationToken,
+    leaving: Arc<AtomicBool>,
     served: tokio::task::JoinHandle<()>,
 }
 
@@ -59,8 +68,10 @@ impl Relay {
         let router = Ingress::new(Arc::clone(&pipeline), &[self::source(source, &config)], &config).router();
         let server = Server::bind(config.listen, Limits::from(&config), observer).expect("a free port");
         let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
+        let leaving = Arc::new(AtomicBool::new(false));
+        let server = server.with_leaving(Arc::clone(&leaving));
         let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));
-        Self { address, sink, recorder, pipeline, stop, served }
+        Self { address, sink, recorder, pipeline, stop, leaving, served }
     }
 
     async fn send(&self, bytes: &[u8]) -> Response {
@@ -378,6 +389,19 @@ async fn a_defect_is_a_500_and_the_server_lives() {
     relay.sink.answer_next([Answer::Panic]);
     assert_problem(&relay.send(&post(b"x")).await, 500, "internal-error");
     assert_eq!(relay.send(&post(b"x")).await.status, 200, "the same event again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_a_stop_each_answer_is_the_last_of_its_connection() {
+    let relay = Relay::start(|_| {}).await;
+    let mut kept = Connection::open(relay.address).await.expect("connected");
+    kept.send(&post(b"1")).await.expect("sent");
+    assert_eq!(kept.receive(LIMIT).await.expect("an answer").header("connection"), None);
+    relay.leaving.store(true, Ordering::Relaxed);
+    kept.send(&post(b"2")).await.expect("sent");
+    let last = kept.receive(LIMIT).await.expect("an answer");
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    assert_eq!(relay.send(&post(b"3")).await.status, 200, "new connections are taken still");
 }
 
 #[tokio::test(flavor = "multi_thread")]
