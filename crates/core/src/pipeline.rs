@@ -227,11 +227,10 @@ impl Pipeline {
             let publisher = Arc::clone(self.publisher(&message));
             self.tasks.spawn(async move { publisher.publish(&message, deadline).await.ok() });
         }
-        let safe = match &self.spool {
-            None => join_all(required.iter().map(|message| self.publish(message, deadline))).await,
-            Some(spool) => {
-                join_all(required.iter().map(|message| self.publish_or_spool(&**spool, message, deadline))).await
-            }
+        let safe = match required.as_slice() {
+            // Most events go to one place.
+            [message] => vec![self.make_safe(message, deadline).await],
+            _ => join_all(required.iter().map(|message| self.make_safe(message, deadline))).await,
         };
         let mut miss = None;
         let (mut receipts, mut tickets) = (Vec::with_capacity(safe.len()), Vec::new());
@@ -244,6 +243,13 @@ impl Pipeline {
         }
         // A missing receipt without an error cannot be, and would be no reason to answer 2xx.
         Handoff::complete(plan, &receipts, &tickets).ok_or(Refused::NotHandedOff(miss.unwrap_or(Miss::Unknown)))
+    }
+
+    async fn make_safe(&self, message: &Message, deadline: Deadline) -> Result<Safe, Miss> {
+        match &self.spool {
+            None => self.publish(message, deadline).await,
+            Some(spool) => self.publish_or_spool(&**spool, message, deadline).await,
+        }
     }
 
     async fn publish(&self, message: &Message, deadline: Deadline) -> Result<Safe, Miss> {

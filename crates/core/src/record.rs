@@ -20,6 +20,9 @@ use crate::message::Message;
 
 /// Appends the line of `message`, with its newline, to `lines`.
 pub fn encode(message: &Message, lines: &mut Vec<u8>) {
+    /// What the other keys take, most often.
+    const BESIDE_BODY: usize = 1024;
+    lines.reserve(message.body().len() + message.body().len() / 8 + BESIDE_BODY);
     let event = &*message.event;
     let text = std::str::from_utf8(message.body());
     let record = Record {

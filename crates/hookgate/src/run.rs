@@ -108,6 +108,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
+    background.spawn(keep_a_timer_near(stops.background.clone()));
     background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
     if let Some(releaser) = releaser {
         background.spawn(releaser.run(stops.background.clone()));
@@ -154,6 +155,14 @@ async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Re
     let (sinks, observer) = (assemble::sink_ids(config), Arc::clone(observer));
     let opened = tokio::task::spawn_blocking(move || LocalSpool::open(&table, &sinks, &observer));
     Ok(Some(Arc::new(opened.await.context("open the spool")??)))
+}
+
+/// Keeps a timer that is due before any of an event's. tokio wakes its own driver, by a system call, for every timer that is
+/// due before all that there were when it last slept: without this one that is more than once for each event.
+async fn keep_a_timer_near(stop: CancellationToken) {
+    /// Less than the time that Redis is given for one operation.
+    const NEAR: Duration = Duration::from_millis(100);
+    while stop.run_until_cancelled(sleep(NEAR)).await.is_some() {}
 }
 
 /// Puts renewed certificates in place, and tells when the one in use ends.

@@ -13,6 +13,7 @@ use hookgate_core::{
     source::ReplyConfig,
 };
 use http::{HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
 use serde_json::json;
 
 /// One kind of refusal, as the sender sees it.
@@ -76,8 +77,13 @@ pub(crate) fn accepted(accepted: &Accepted, reply: Option<&ReplyConfig>) -> Resp
         AcceptedAs::Duplicate => "duplicate",
         AcceptedAs::Dropped => "dropped",
     };
-    let body = json!({ "outcome": outcome, "event_id": accepted.event().as_str() });
-    document(status, "application/json", &body)
+    /// The document that every accepted event is answered with.
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        event_id: &'a str,
+        outcome: &'a str,
+    }
+    document(status, "application/json", &Answer { event_id: accepted.event().as_str(), outcome })
 }
 
 /// The answer to a handshake.
@@ -194,8 +200,9 @@ fn problem(problem: &Problem, detail: Option<&str>) -> Response {
     response
 }
 
-fn document(status: StatusCode, content_type: &'static str, body: &serde_json::Value) -> Response {
-    let mut response = Response::new(Body::from(body.to_string()));
+fn document(status: StatusCode, content_type: &'static str, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("text and numbers are JSON");
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectOptions, HeaderMap, HeaderName, HeaderValue,
+    header::ParseHeaderNameError,
     jetstream::{message::PublishMessage, stream::Config as StreamConfig},
 };
 use futures_util::future::BoxFuture;
@@ -143,12 +144,13 @@ impl NatsSink {
         let Target::Subject(subject) = &message.leg.target else {
             return Err(Cause::NotASubject { subject: message.leg.target.to_string() });
         };
-        let headers = headers(message, &self.stream)?;
-        let outbound = PublishMessage::build().payload(message.body().clone()).headers(headers);
         let mut pauses = PAUSES_FOR_A_LEADER.into_iter();
         let ack = loop {
             let live = self.live()?;
-            match live.publish(subject, outbound.clone(), &self.stream, deadline).await {
+            // Made anew for the rare second time: a copy kept for it would cost every message as much.
+            let headers = headers(message, &self.stream)?;
+            let outbound = PublishMessage::build().payload(message.body().clone()).headers(headers);
+            match live.publish(subject, outbound, &self.stream, deadline).await {
                 Ok(ack) => break ack,
                 Err(cause) if waited_for_a_leader(&cause, &mut pauses, deadline).await => {}
                 Err(cause) => return Err(cause),
@@ -227,8 +229,9 @@ async fn waited_for_a_leader(cause: &Cause, pauses: &mut impl Iterator<Item = Du
 fn headers(message: &Message, stream: &str) -> Result<HeaderMap, Cause> {
     let mut headers = HeaderMap::new();
     let mut unsendable = None;
-    let mut append = |name: &str, value: &str| match (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
-        (Ok(name), Ok(value)) => headers.append(name, value),
+    let mut append = |name: &str, value: &str| match (header_name(name), value.parse::<HeaderValue>()) {
+        (Ok((name, Often::Once)), Ok(value)) => headers.insert(name, value),
+        (Ok((name, Often::Maybe)), Ok(value)) => headers.append(name, value),
         _ => unsendable = Some(name.to_owned()),
     };
     message.for_each_header(&mut append);
@@ -238,4 +241,27 @@ fn headers(message: &Message, stream: &str) -> Result<HeaderMap, Cause> {
         Some(name) => Err(Cause::NotAHeader { name }),
         None => Ok(headers),
     }
+}
+
+/// How often a message can have a header.
+enum Often {
+    Once,
+    Maybe,
+}
+
+/// The name for `name`; those that every message has, without looking at each of their letters again.
+fn header_name(name: &str) -> Result<(HeaderName, Often), ParseHeaderNameError> {
+    macro_rules! known {
+        ($($known:literal)+) => {
+            match name {
+                $($known => return Ok((const { HeaderName::from_static($known) }, Often::Once)),)+
+                _ => {}
+            }
+        };
+    }
+    known! {
+        "ce-specversion" "ce-id" "ce-source" "ce-type" "ce-time" "content-type" "hookgate-source" "hookgate-event-id"
+        "hookgate-received-at" "hookgate-route" "traceparent" "Nats-Msg-Id" "Nats-Expected-Stream"
+    }
+    Ok((name.parse()?, Often::Maybe))
 }

@@ -141,7 +141,16 @@ impl<W: Write> Writer<W> {
     fn run(mut self, mut lines: mpsc::Receiver<Line>) {
         self.observer.observe(&Observation::SinkUp { sink: &self.id });
         let mut batch = Vec::new();
-        while lines.blocking_recv_many(&mut batch, LINES_AT_ONCE_MAX) > 0 {
+        while let Some(line) = lines.blocking_recv() {
+            batch.push(line);
+            // Others are about to have lines too: one write for all of them costs a fraction of one each.
+            thread::yield_now();
+            while let Ok(line) = lines.try_recv() {
+                batch.push(line);
+                if batch.len() >= LINES_AT_ONCE_MAX {
+                    break;
+                }
+            }
             let outcome = self.write(&batch).map_err(|error| Failure::Write(Arc::new(error)));
             for line in batch.drain(..) {
                 let number = self.next;

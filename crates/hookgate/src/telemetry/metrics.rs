@@ -54,7 +54,7 @@ pub(super) struct Metrics {
 /// The handles of all series.
 struct Series {
     /// Those of the config and of the ones before it, by their indices.
-    sources: ArcSwap<HashMap<usize, Arc<SourceMetrics>>>,
+    sources: ArcSwap<Vec<Option<Arc<SourceMetrics>>>>,
     /// For paths that are nobody's.
     unknown_source: Arc<SourceMetrics>,
     /// The same, at their indices.
@@ -193,9 +193,10 @@ impl Metrics {
     pub(super) fn adopt(&self, sources: &[(SourceId, Vec<Credential>)], routes: &[Arc<str>]) {
         metrics::with_local_recorder(&self.recorder, || {
             let series = &self.series;
-            let mut all_sources = HashMap::clone(&series.sources.load());
+            let mut all_sources = series.sources.load().to_vec();
             for (id, credentials) in sources {
-                all_sources.insert(id.index(), Arc::new(SourceMetrics::new(id.name(), credentials)));
+                all_sources.resize(all_sources.len().max(id.index() + 1), None);
+                all_sources[id.index()] = Some(Arc::new(SourceMetrics::new(id.name(), credentials)));
             }
             series.sources.store(Arc::new(all_sources));
             let count = |route: &Arc<str>, result: &RouteResult| counter!("hookgate_route_events_total", "route" => route.to_string(), "result" => result.label());
@@ -239,7 +240,8 @@ impl Metrics {
 
     fn source(&self, source: Option<&SourceId>) -> Arc<SourceMetrics> {
         let sources = self.series.sources.load();
-        Arc::clone(source.and_then(|source| sources.get(&source.index())).unwrap_or(&self.series.unknown_source))
+        let known = source.and_then(|source| sources.get(source.index())?.as_ref());
+        Arc::clone(known.unwrap_or(&self.series.unknown_source))
     }
 
     fn sink(&self, sink: &SinkId) -> Arc<SinkMetrics> {
