@@ -694,6 +694,8 @@ fn describe() {
 
 #[cfg(test)]
 mod tests {
+    use hookgate_core::trace::Trace;
+
     use super::*;
 
     #[test]
@@ -763,8 +765,9 @@ mod tests {
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         // What is counted goes on under another config.
         metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[]);
-        let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
-        metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
+        let (event, trace, outcome, elapsed, cause) =
+            (None, &Trace::begin(), Outcome::Delivered, Duration::from_millis(3), None);
+        metrics.observe(&Observation::EventFinished { source: &source, event, trace, outcome, elapsed, cause });
         let page = metrics.render(1, None);
         assert!(page.contains(r#"hookgate_events_total{source="openclaw",outcome="delivered"} 1"#), "{page}");
         assert!(
