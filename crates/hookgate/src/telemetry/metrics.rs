@@ -85,6 +85,7 @@ struct Series {
     restart_required: Gauge,
     audit_failures: Counter,
     audit_lost: Counter,
+    spans_dropped: Counter,
 }
 
 struct SourceMetrics {
@@ -216,6 +217,12 @@ impl Metrics {
         self.series.audit_lost.absolute(lines);
     }
 
+    /// What counts the spans that are not exported.
+    #[cfg(feature = "otlp")]
+    pub(super) fn spans_dropped(&self) -> Counter {
+        self.series.spans_dropped.clone()
+    }
+
     pub(super) fn draining(&self) {
         self.series.draining.set(1.0);
     }
@@ -287,6 +294,7 @@ impl Series {
             restart_required: gauge!("hookgate_config_restart_required"),
             audit_failures: counter!("hookgate_audit_write_failures_total"),
             audit_lost: counter!("hookgate_audit_lines_dropped_total"),
+            spans_dropped: counter!("hookgate_trace_spans_dropped_total"),
         }
     }
 }
@@ -605,6 +613,10 @@ fn describe() {
     describe_counter!(
         "hookgate_audit_lines_dropped_total",
         "Lines of the audit trail that found no place in its queue."
+    );
+    describe_counter!(
+        "hookgate_trace_spans_dropped_total",
+        "Spans that found no place in their queue, or that the collector did not take."
     );
     describe_gauge!("hookgate_config_restart_required", "1 when a change of the config waits for a restart.");
     describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
