@@ -145,6 +145,7 @@ async fn an_event_is_a_span_below_its_senders_and_above_those_of_its_consumers()
     let receive = collector.span("receive", |_| true).await;
     let publish = collector.span("publish", |_| true).await;
     assert_eq!((hex(&receive.trace_id), hex(&receive.parent_span_id)), (TRACE.to_owned(), SENDER.to_owned()));
+    assert_ne!(hex(&receive.span_id), SENDER);
     assert_eq!((hex(&publish.trace_id), &publish.parent_span_id), (TRACE.to_owned(), &receive.span_id));
     assert_eq!((receive.kind(), publish.kind()), (SpanKind::Server, SpanKind::Producer));
     assert_eq!((&*receive.trace_state, &*publish.trace_state), ("vendor=1", "vendor=1"));
