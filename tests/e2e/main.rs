@@ -29,4 +29,6 @@ mod secrets;
 mod shutdown;
 mod spool;
 mod spooling;
+#[cfg(feature = "otlp")]
+mod traces;
 mod world;

@@ -251,6 +251,43 @@ pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error
     })
 }
 
+/// Reads a part of a whole, from 0 to 1, also from the text of an environment variable; for `#[serde(deserialize_with = "…")]`.
+///
+/// # Errors
+/// When the value is not a number from 0 to 1.
+pub fn part<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    deserializer.deserialize_any(Part)
+}
+
+struct Part;
+
+impl de::Visitor<'_> for Part {
+    type Value = f64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1")
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<f64, E> {
+        match (0.0..=1.0).contains(&value) {
+            true => Ok(value),
+            false => Err(E::custom(format!("{value} is not a number from 0 to 1"))),
+        }
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<f64, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<f64, E> {
+        self.visit_f64(value as f64)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<f64, E> {
+        self.visit_f64(text.parse().map_err(|_| E::custom(format!("{text:?} is not a number from 0 to 1")))?)
+    }
+}
+
 /// Takes any scalar as the text that the operator wrote, and parses that.
 struct Lenient<T> {
     expected: &'static str,
@@ -316,6 +353,8 @@ mod tests {
         assert!(count(text("0")).is_err());
         assert_eq!(flag(text("false")), Ok(false));
         assert!(flag(text("no")).is_err());
+        assert_eq!(part(text("0.25")), Ok(0.25));
+        assert!(["1.1", "-0.1", "NaN", "half"].iter().all(|wrong| part(text(wrong)).is_err()));
     }
 
     #[test]

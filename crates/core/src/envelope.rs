@@ -136,9 +136,11 @@ pub fn decode(record: &Bytes, sink: &SinkId, sources: &[SourceId]) -> Result<Mes
     let id = EventId::from_text(head.id.into_owned());
     // It counts against the drain's own bounds, not against those of requests.
     let admitted = Admission::new(1, 0).begin().try_enter().expect("there is room for one");
-    let trace = head
-        .traceparent
-        .map(|parent| Trace { parent: parent.into_owned(), state: head.tracestate.map(Cow::into_owned) });
+    let trace = head.traceparent.map(|parent| Trace {
+        parent: parent.into_owned(),
+        state: head.tracestate.map(Cow::into_owned),
+        sender_span: None,
+    });
     let event = Event {
         key: EventKey::new(&source, &id),
         source,

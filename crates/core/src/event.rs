@@ -221,7 +221,7 @@ pub struct Event {
     pub forwarded_headers: Vec<(Arc<str>, String)>,
     /// What else is known of its request.
     pub request: RequestFacts,
-    /// The sender's W3C trace context, if it sent a valid one.
+    /// The W3C trace context that it belongs to and that travels on with it. Only from an old record of the spool there is none.
     pub trace: Option<Trace>,
     /// The body, byte for byte.
     pub body: Bytes,

@@ -15,6 +15,7 @@ use crate::{
     message::Message,
     sink::{Position, PublishError, PublishErrorKind, PublishReason},
     spool::SpoolError,
+    trace::Trace,
 };
 
 /// Takes what happens. Called on the hot path: it must not block and must not fail.
@@ -132,6 +133,8 @@ pub enum Observation<'a> {
         source: &'a SourceId,
         /// The event, if it was one.
         event: Option<&'a Event>,
+        /// The trace that it belongs to.
+        trace: &'a Trace,
         /// What became of it.
         outcome: Outcome,
         /// From its last byte to here.

@@ -25,6 +25,7 @@ use crate::{
     sink::{PublishError, PublishErrorKind, Receipt},
     source::Source,
     spool::{Shelf, Spool, SpoolError, SpoolReason, Ticket},
+    trace::Trace,
 };
 
 /// Everything that an event meets on its way.
@@ -79,9 +80,16 @@ impl Pipeline {
         }
         let body_bytes = request.body.len();
         self.observer.observe(&Observation::EventReceived { source: source.id(), body_bytes });
-        let mut ending =
-            Ending { pipeline: self, source: source.id(), event: None, started, outcome: Outcome::Failed, cause: None };
-        let event = match Self::event(source, request) {
+        let mut ending = Ending {
+            pipeline: self,
+            source: source.id(),
+            event: None,
+            trace: source.trace(&request),
+            started,
+            outcome: Outcome::Failed,
+            cause: None,
+        };
+        let event = match Self::event(source, &ending.trace, request) {
             Ok(event) => Arc::new(event),
             Err(refused) => return ending.of(Err(refused)).map(Answered::Accepted),
         };
@@ -101,13 +109,13 @@ impl Pipeline {
     }
 
     /// Makes the event that `request` is, if its source may send one more.
-    fn event(source: &Source, request: Authenticated<Request>) -> Result<Authenticated<Event>, Refused> {
+    fn event(source: &Source, trace: &Trace, request: Authenticated<Request>) -> Result<Authenticated<Event>, Refused> {
         source.charge().map_err(Refused::RateLimited)?;
         let request = source.inflate(request).map_err(|error| match error {
             NotInflated::Malformed(malformed) => Refused::Malformed(malformed),
             NotInflated::NoRoom => Refused::Overloaded,
         })?;
-        source.identify(request).map_err(Refused::Malformed)
+        source.identify_in(trace.clone(), request).map_err(Refused::Malformed)
     }
 
     /// Routes an event and delivers it.
@@ -351,6 +359,7 @@ struct Ending<'a> {
     pipeline: &'a Pipeline,
     source: &'a SourceId,
     event: Option<Arc<Authenticated<Event>>>,
+    trace: Trace,
     started: Instant,
     outcome: Outcome,
     cause: Option<Refused>,
@@ -388,6 +397,7 @@ impl Drop for Ending<'_> {
         self.pipeline.observer.observe(&Observation::EventFinished {
             source: self.source,
             event: self.event.as_deref().map(|event| &**event),
+            trace: &self.trace,
             outcome: self.outcome,
             elapsed: self.started.elapsed(),
             cause: self.cause.as_ref().map(|refused| refused as _),

@@ -23,7 +23,7 @@ use crate::{
     observe::Rejection,
     preset::{PRESETS, Preset},
     secret::{ResolveSecret, SecretRef, SecretSlot},
-    trace::Trace,
+    trace::{Spans, Trace},
 };
 
 /// A `[sources.<name>]` table.
@@ -183,11 +183,13 @@ pub struct Surroundings {
     pub on_outage: OnOutage,
     /// What schemes need to know of the server.
     pub auth: auth::Context,
+    /// Whether events have spans of ours.
+    pub spans: Spans,
 }
 
 impl From<ByteLimit> for Surroundings {
     fn from(max_body: ByteLimit) -> Self {
-        Self { max_body, on_outage: OnOutage::default(), auth: auth::Context::default() }
+        Self { max_body, on_outage: OnOutage::default(), auth: auth::Context::default(), spans: Spans::None }
     }
 }
 
@@ -211,6 +213,7 @@ pub struct Source {
     reply: Option<ReplyConfig>,
     reply_deadline: Option<Duration>,
     dedup: DedupPolicy,
+    spans: Spans,
 }
 
 /// The type of an event of a source that has no preset and no rule that holds.
@@ -308,6 +311,7 @@ impl Source {
                     on_outage: config.dedup.on_outage.unwrap_or(surroundings.on_outage),
                     on_mismatch: config.dedup.on_mismatch,
                 },
+                spans: surroundings.spans,
             }),
             _ => Err(problems),
         }
@@ -426,11 +430,26 @@ impl Source {
         self.verifier.verify(unverified)
     }
 
+    /// The trace that a request of it belongs to. Where events have spans of ours, each call begins one.
+    pub fn trace(&self, request: &Authenticated<Request>) -> Trace {
+        Trace::of_request(&request.headers, request.proof(), self.spans)
+    }
+
     /// Makes the event that an authenticated request is.
     ///
     /// # Errors
     /// Why it is none; may be told to the sender, who is known by now.
     pub fn identify(&self, request: Authenticated<Request>) -> Result<Authenticated<Event>, Malformed> {
+        let trace = self.trace(&request);
+        self.identify_in(trace, request)
+    }
+
+    /// The same, for a request whose trace is known already.
+    pub(crate) fn identify_in(
+        &self,
+        trace: Trace,
+        request: Authenticated<Request>,
+    ) -> Result<Authenticated<Event>, Malformed> {
         request.try_map(|request| {
             let found = self.identity.identify(&request.headers, &request.body)?;
             Ok(Event {
@@ -447,7 +466,7 @@ impl Source {
                 content_type: text(&request.headers, &header::CONTENT_TYPE),
                 content_encoding: text(&request.headers, &header::CONTENT_ENCODING),
                 forwarded_headers: self.forwarded(&request.headers),
-                trace: Some(Trace::from_headers(&request.headers).unwrap_or_else(Trace::begin)),
+                trace: Some(trace),
                 request: RequestFacts::new(request.method, request.path, self.without_tokens(request.headers)),
                 body: request.body,
                 admitted: request.admitted,

@@ -11,6 +11,7 @@ use hookgate_core::{
     publisher::Publisher,
     route::{Ack, Names, Router, SinkDeclaration},
     source::{Source, Surroundings},
+    trace::Spans,
 };
 use hookgate_http::{Fetcher, ProxyProtocol, Tls};
 use hookgate_redis as redis;
@@ -19,6 +20,7 @@ use crate::{
     config::{Config, DedupConfig, Problems},
     secrets::Secrets,
     sinks::SinkConfig,
+    telemetry::TracesConfig,
 };
 
 /// The config as parts that are ready to be connected.
@@ -103,7 +105,11 @@ pub(crate) fn prepare(config: &Config, ids: &Ids, secrets: &Secrets) -> Result<P
         max_body: config.server.max_body,
         on_outage: config.dedup.redis.as_ref().map_or(OnOutage::default(), |redis| redis.on_outage),
         auth: auth.unwrap_or_default(),
+        spans: config.traces.as_ref().map_or(Spans::None, TracesConfig::spans),
     };
+    if let Some(traces) = &config.traces {
+        keep(traces.check(&mut |secret| secrets.resolve(secret)), "traces");
+    }
     for (name, table) in &config.sources {
         let key = format!("sources.{name}");
         match Source::compile(ids.source(name), table, &surroundings, &mut |secret| secrets.resolve(secret)) {

@@ -30,7 +30,11 @@ use serde::{Deserialize, Serialize};
 
 use self::place::{Place, Text};
 pub(crate) use self::read::Reader;
-use crate::{sinks::SinkConfig, spool::SpoolConfig, telemetry::AuditConfig};
+use crate::{
+    sinks::SinkConfig,
+    spool::SpoolConfig,
+    telemetry::{AuditConfig, TracesConfig},
+};
 
 /// The configuration of hookgate.
 #[derive(Debug, JsonSchema, Serialize)]
@@ -57,6 +61,9 @@ pub(crate) struct Config {
     /// A trail of what became of each event. Without it there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) audit: Option<AuditConfig>,
+    /// Where spans are exported to, over OTLP. Only in builds with `--features otlp`. Without it there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) traces: Option<TracesConfig>,
     /// Who sends, by name. A name has only a-z, 0-9, _ and -.
     #[schemars(default)]
     pub(crate) sources: BTreeMap<String, SourceConfig>,
@@ -343,12 +350,16 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
     let dedup = reader.table("dedup");
     let spool = reader.optional_table("spool");
     let audit = reader.optional_table("audit");
+    let traces = reader.optional_table("traces");
+    if cfg!(not(feature = "otlp")) && read::child(&origins.root, "traces").is_some() {
+        reader.problem(Problem::new("traces", "is not in this build of hookgate; build it with --features otlp"));
+    }
     let sources = reader.named_tables("sources", |reader, key, table| reader.value::<SourceConfig>(key, table));
     let sinks = reader.named_tables("sinks", SinkConfig::read);
     let routes = reader.list("routes");
     let unrouted = reader.table("unrouted");
     let problems = reader.finish();
-    match (server, admin, outbound, log, dedup, spool, audit, sources, sinks, routes, unrouted) {
+    match (server, admin, outbound, log, dedup, spool, audit, traces, sources, sinks, routes, unrouted) {
         (
             Some(server),
             Some(admin),
@@ -357,19 +368,32 @@ fn parse(origins: Origins) -> Result<Config, Problems> {
             Some(dedup),
             Some(spool),
             Some(audit),
+            Some(traces),
             Some(sources),
             Some(sinks),
             Some(routes),
             Some(unrouted),
-        ) if problems.is_empty() => {
-            Ok(Config { server, admin, outbound, log, dedup, spool, audit, sources, sinks, routes, unrouted, origins })
-        }
+        ) if problems.is_empty() => Ok(Config {
+            server,
+            admin,
+            outbound,
+            log,
+            dedup,
+            spool,
+            audit,
+            traces,
+            sources,
+            sinks,
+            routes,
+            unrouted,
+            origins,
+        }),
         _ => Err(origins.locate(problems)),
     }
 }
 
-// All sinks have to be there.
-#[cfg(all(test, feature = "kafka"))]
+// All of it has to be there.
+#[cfg(all(test, feature = "kafka", feature = "otlp"))]
 mod generated;
 #[cfg(test)]
 mod tests;

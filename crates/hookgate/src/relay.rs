@@ -145,10 +145,12 @@ impl Relay {
 
     /// Puts `config` in place of the one that is served. With an error that one is served on, and no more has changed than that
     /// names have got their places.
-    async fn replace(&mut self, config: Config) -> Result<Reloaded, Failure> {
+    async fn replace(&mut self, mut config: Config) -> Result<Reloaded, Failure> {
         if config.as_written() == self.config.as_written() {
             return Ok(Reloaded { changed: false, restart_required: self.restart_required() });
         }
+        // Events have spans of ours as long as there is who exports them: that is set up at the start only.
+        config.traces.clone_from(&self.config.traces);
         self.ids.extend(&config);
         let Parts { sources, router, .. } = assemble::prepare(&config, &self.ids, &self.fixed.secrets)?;
         // What is observed must have its place before anything can happen.

@@ -75,6 +75,10 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
     let telemetry = Telemetry::new(config.dedup.redis.is_some(), &config.log, config.audit.as_ref())
         .context("begin the audit trail in the directory that audit.dir names")?;
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = &config.traces {
+        telemetry.export_spans(traces, &parts.fetcher, &secrets).context("export spans as [traces] says")?;
+    }
     let routes: Vec<_> = parts.router.names().cloned().collect();
     telemetry.make_room(&ids);
     telemetry.adopt(&parts.sources, ids.sinks(), &routes);
@@ -135,9 +139,13 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = reloader.await.context("stop reloading")?;
     let limits = ShutdownLimits { drain_delay, all: shutdown_timeout };
     shut_down(&limits, &telemetry, relay.pipeline(), &stops, public, &drains).await;
-    if let Some(spool) = spool {
-        within(CLOSE_LIMIT, "closing the spool", spool.close()).await;
-    }
+    let close_spool = async {
+        if let Some(spool) = spool {
+            within(CLOSE_LIMIT, "closing the spool", spool.close()).await;
+        }
+    };
+    // At once, so that a collector that hangs makes no stop longer than it may be.
+    tokio::join!(close_spool, Arc::clone(&telemetry).flush_spans());
     // The admin port goes last, so that the final scrape sees how it ended.
     stops.background.cancel();
     background.close();

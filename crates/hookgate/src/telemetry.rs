@@ -1,4 +1,4 @@
-//! What is seen from outside: metrics, logs and readiness, all fed by the one stream of observations.
+//! What is seen from outside: metrics, logs, traces and readiness, all fed by the one stream of observations.
 
 mod audit;
 #[cfg(test)]
@@ -6,6 +6,7 @@ mod catalogue;
 mod health;
 mod log;
 mod metrics;
+mod traces;
 
 use std::{
     io,
@@ -21,17 +22,24 @@ use hookgate_core::{
     observe::{Observation, Observer},
     source::Source,
 };
+#[cfg(feature = "otlp")]
+use hookgate_http::Fetcher;
 use hookgate_http::admin::{Readiness, Reloaded, Status};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "otlp")]
+use crate::secrets::Secrets;
 use crate::{assemble::Ids, config::LogConfig, relay::ReloadRequest, shelf, spool::LocalSpool};
 
+#[cfg(feature = "otlp")]
+use self::traces::export::Export;
 use self::{audit::Audit, health::Health, log::Log, metrics::Metrics};
 
 pub(crate) use self::{
     audit::{AuditConfig, find as find_in_audit},
     log::{millis, start_log},
+    traces::TracesConfig,
 };
 
 /// How often histograms are folded: until then every sample is kept.
@@ -42,6 +50,8 @@ pub(crate) struct Telemetry {
     metrics: Metrics,
     log: Log,
     audit: Option<Audit>,
+    #[cfg(feature = "otlp")]
+    export: OnceLock<Export>,
     health: Health,
     memory: OnceLock<Arc<Memory>>,
     spool: OnceLock<Arc<LocalSpool>>,
@@ -60,11 +70,36 @@ impl Telemetry {
             metrics,
             log: Log::new(log),
             audit,
+            #[cfg(feature = "otlp")]
+            export: OnceLock::new(),
             health: Health::new(shares_dedup),
             memory: OnceLock::new(),
             spool: OnceLock::new(),
             reloads: OnceLock::new(),
         }))
+    }
+
+    /// Exports spans as `config` says, with `fetcher`. Called on a thread of the runtime that its requests are to run on.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn export_spans(
+        &self,
+        config: &TracesConfig,
+        fetcher: &Fetcher,
+        secrets: &Secrets,
+    ) -> anyhow::Result<()> {
+        let export = Export::start(config, fetcher.clone(), secrets, self.metrics.spans_dropped())?;
+        self.export.get_or_init(|| export);
+        Ok(())
+    }
+
+    /// Waits until the spans are exported, if they are, but not long.
+    pub(crate) async fn flush_spans(self: Arc<Self>) {
+        #[cfg(feature = "otlp")]
+        {
+            // It waits for a thread of its own.
+            let flushed = tokio::task::spawn_blocking(move || self.export.get().map(Export::flush));
+            let _flushed = flushed.await;
+        }
     }
 
     /// Gets ready to observe what has a place in `ids`.
@@ -124,6 +159,10 @@ impl Observer for Telemetry {
         self.log.observe(observation);
         if let Some(audit) = &self.audit {
             audit.observe(observation);
+        }
+        #[cfg(feature = "otlp")]
+        if let Some(export) = self.export.get() {
+            export.observe(observation);
         }
         self.health.observe(observation);
     }

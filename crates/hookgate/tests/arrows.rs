@@ -49,6 +49,9 @@ const ONLY_IN: &[(&str, &str)] = &[
     ("anyhow", "hookgate"),
     ("tracing", "hookgate"),
     ("metrics", "hookgate"),
+    ("opentelemetry", "hookgate"),
+    ("opentelemetry_sdk", "hookgate"),
+    ("opentelemetry-otlp", "hookgate"),
 ];
 
 /// Tokio features by which the domain could do I/O.

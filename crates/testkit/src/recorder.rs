@@ -93,7 +93,7 @@ impl fmt::Display for Line<'_> {
             Observation::EventReceived { source, body_bytes } => {
                 write!(f, "event_received source={source} body_bytes={body_bytes}")
             }
-            Observation::EventFinished { source, event, outcome, elapsed: _, cause } => {
+            Observation::EventFinished { source, event, trace: _, outcome, elapsed: _, cause } => {
                 let (id, outcome) = (Or(event.map(|event| &event.id)), outcome.label());
                 write!(f, "event_finished source={source} event={id} outcome={outcome} cause={}", Or(*cause))
             }

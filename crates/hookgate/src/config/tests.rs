@@ -122,3 +122,19 @@ fn no_mistake_makes_an_error_show_a_secret() {
         assert!(found.contains(".toml:7:"), "and says where: {found}");
     }
 }
+
+#[test]
+fn the_table_of_traces_is_for_builds_that_can_export_them() {
+    let text = format!("{GOOD}[traces]\nendpoint = \"http://collector:4318\"\n");
+    let set = [("HOOKGATE_TRACES__SAMPLE", "0.5")];
+    match cfg!(feature = "otlp") {
+        true => {
+            let traces = load_text(&text, &set).ok().and_then(|config| config.traces).expect("a table of traces");
+            assert_eq!((&*traces.endpoint, traces.sample), ("http://collector:4318", 0.5));
+        }
+        false => {
+            let advice = "is not in this build of hookgate; build it with --features otlp".to_owned();
+            assert_eq!(problems(&text, &set), [("traces".to_owned(), advice)]);
+        }
+    }
+}

@@ -164,7 +164,7 @@ impl Audit {
 }
 
 /// What this process is called: the pod's name in Kubernetes.
-fn instance() -> String {
+pub(super) fn instance() -> String {
     let name = std::env::var("HOSTNAME").ok().or_else(|| fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let name = name.unwrap_or_default();
     let plain: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();

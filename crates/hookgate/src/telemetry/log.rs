@@ -136,7 +136,7 @@ impl Log {
 impl Observer for Log {
     fn observe(&self, observation: &Observation<'_>) {
         match observation {
-            Observation::EventFinished { source, event, outcome, elapsed, cause } => {
+            Observation::EventFinished { source, event, trace, outcome, elapsed, cause } => {
                 let (event_id, event_type) =
                     (event.map(|event| event.id.as_str()), event.map(|event| &*event.event_type));
                 let (outcome, failed) = (outcome.label(), *outcome == Outcome::Failed);
@@ -145,7 +145,7 @@ impl Observer for Log {
                     tracing::error!(%source, event_id, outcome, elapsed_ms, "a defect stopped an event; it is not remembered");
                 } else if self.events == EventLevel::Info {
                     let Some(suppressed) = self.next_event() else { return };
-                    let trace = event.and_then(|event| event.trace.as_ref()).map(|trace| trace.parent.as_str());
+                    let trace = trace.parent.as_str();
                     tracing::info!(%source, event_id, event_type, outcome, elapsed_ms, cause, trace, suppressed, "event");
                 } else {
                     tracing::debug!(%source, event_id, event_type, outcome, elapsed_ms, cause, "event");

@@ -85,6 +85,11 @@ struct Series {
     restart_required: Gauge,
     audit_failures: Counter,
     audit_lost: Counter,
+    #[cfg_attr(
+        not(feature = "otlp"),
+        expect(dead_code, reason = "every build has the series, so that dashboards find it")
+    )]
+    spans_dropped: Counter,
 }
 
 struct SourceMetrics {
@@ -217,6 +222,12 @@ impl Metrics {
         self.series.audit_lost.absolute(lines);
     }
 
+    /// What counts the spans that are not exported.
+    #[cfg(feature = "otlp")]
+    pub(super) fn spans_dropped(&self) -> Counter {
+        self.series.spans_dropped.clone()
+    }
+
     pub(super) fn draining(&self) {
         self.series.draining.set(1.0);
     }
@@ -289,6 +300,7 @@ impl Series {
             restart_required: gauge!("hookgate_config_restart_required"),
             audit_failures: counter!("hookgate_audit_write_failures_total"),
             audit_lost: counter!("hookgate_audit_lines_dropped_total"),
+            spans_dropped: counter!("hookgate_trace_spans_dropped_total"),
         }
     }
 }
@@ -608,6 +620,10 @@ fn describe() {
         "hookgate_audit_lines_dropped_total",
         "Lines of the audit trail that found no place in its queue."
     );
+    describe_counter!(
+        "hookgate_trace_spans_dropped_total",
+        "Spans that found no place in their queue, or that the collector did not take."
+    );
     describe_gauge!("hookgate_config_restart_required", "1 when a change of the config waits for a restart.");
     describe_counter!("hookgate_http_connections_accepted_total", "Connections accepted.");
     describe_counter!("hookgate_http_accept_failures_total", "Connections that could not be accepted.");
@@ -696,6 +712,8 @@ fn describe() {
 
 #[cfg(test)]
 mod tests {
+    use hookgate_core::trace::Trace;
+
     use super::*;
 
     #[test]
@@ -765,8 +783,9 @@ mod tests {
         metrics.observe(&Observation::EventReceived { source: &source, body_bytes: 10 });
         // What is counted goes on under another config.
         metrics.adopt(&[(source.clone(), Vec::new()), (SourceId::new(1, "other"), Vec::new())], &[]);
-        let (event, outcome, elapsed, cause) = (None, Outcome::Delivered, Duration::from_millis(3), None);
-        metrics.observe(&Observation::EventFinished { source: &source, event, outcome, elapsed, cause });
+        let (event, trace, outcome, elapsed, cause) =
+            (None, &Trace::begin(), Outcome::Delivered, Duration::from_millis(3), None);
+        metrics.observe(&Observation::EventFinished { source: &source, event, trace, outcome, elapsed, cause });
         let page = metrics.render(1, None);
         assert!(page.contains(r#"hookgate_events_total{source="openclaw",outcome="delivered"} 1"#), "{page}");
         assert!(
