@@ -20,7 +20,7 @@ use hookgate_http::{Limits, Server, Tls, admin};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -80,6 +80,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         telemetry.export_spans(traces, &parts.fetcher, &secrets).context("export spans as [traces] says")?;
     }
     let routes: Vec<_> = parts.router.names().cloned().collect();
+    telemetry.count_panics();
     telemetry.make_room(&ids);
     telemetry.adopt(&parts.sources, ids.sinks(), &routes);
     let observer: Arc<dyn Observer> = Arc::clone(&telemetry) as _;
@@ -112,7 +113,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
-    background.spawn(keep_a_timer_near(stops.background.clone()));
+    background.spawn(keep_a_timer_near(Arc::clone(&telemetry), stops.background.clone()));
     background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
     if let Some(releaser) = releaser {
         background.spawn(releaser.run(stops.background.clone()));
@@ -166,11 +167,16 @@ async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Re
 }
 
 /// Keeps a timer that is due before any of an event's. tokio wakes its own driver, by a system call, for every timer that is
-/// due before all that there were when it last slept: without this one that is more than once for each event.
-async fn keep_a_timer_near(stop: CancellationToken) {
+/// due before all that there were when it last slept: without this one that is more than once for each event. How late it is
+/// tells how busy the runtime is.
+async fn keep_a_timer_near(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     /// Less than the time that Redis is given for one operation.
     const NEAR: Duration = Duration::from_millis(100);
-    while stop.run_until_cancelled(sleep(NEAR)).await.is_some() {}
+    let mut due = Instant::now() + NEAR;
+    while stop.run_until_cancelled(sleep_until(due)).await.is_some() {
+        telemetry.runtime_lag(due.elapsed());
+        due = Instant::now() + NEAR;
+    }
 }
 
 /// Puts renewed certificates in place, and tells when the one in use ends.

@@ -9,7 +9,7 @@ mod metrics;
 mod traces;
 
 use std::{
-    io,
+    io, panic,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -135,6 +135,20 @@ impl Telemetry {
     pub(crate) fn draining(&self) {
         self.health.draining();
         self.metrics.draining();
+    }
+
+    /// A timer was late by this much.
+    pub(crate) fn runtime_lag(&self, lag: Duration) {
+        self.metrics.runtime_lag(lag);
+    }
+
+    /// Counts panics from now on, and tells them as before.
+    pub(crate) fn count_panics(self: &Arc<Self>) {
+        let (telemetry, tell) = (Arc::clone(self), panic::take_hook());
+        panic::set_hook(Box::new(move |panicked| {
+            telemetry.metrics.panicked();
+            tell(panicked);
+        }));
     }
 
     /// Keeps the metrics small and the watchdog alive until `stop`.

@@ -10,6 +10,7 @@ mod config;
 mod fetch;
 mod ingress;
 mod pem;
+mod places;
 mod proxied;
 mod respond;
 mod server;

@@ -34,13 +34,14 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ProxyProtocol, ServerConfig, proxied,
+    ProxyProtocol, ServerConfig,
+    places::{Place, Places},
+    proxied,
     tls::{self, Tls},
 };
 
@@ -137,11 +138,11 @@ impl Server {
     /// What is left at `abort` is cut.
     pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
         let Self { listener, limits, proxy_protocol, tls, leaving, observer } = self;
-        let places = Arc::new(Semaphore::new(limits.connections));
+        let places = Places::new(limits.connections);
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
         let builder = connection_builder(&limits);
-        let begin = |place: OwnedSemaphorePermit, stream: TcpStream, address: SocketAddr| {
-            let guard = Open::new(&observer);
+        let begin = |place: Place, stream: TcpStream, address: SocketAddr| {
+            let (guard, place) = (Open::new(&observer), Arc::new(place));
             let connection = Connection {
                 builder: builder.clone(),
                 router: router.clone(),
@@ -150,25 +151,36 @@ impl Server {
                 proxy: proxy_protocol.is_spoken_by(address.ip()).then_some(address.ip()),
                 peer: Peer { address: Some(address.ip()), certificate: None },
                 leaving: Arc::clone(&leaving),
+                place: Arc::clone(&place),
                 observer: Arc::clone(&observer),
             };
             let connection = connection.serve(stream, tls.clone(), stop.clone());
             let abort = abort.clone();
             connections.spawn(async move {
-                tokio::select! { () = connection => {}, () = abort.cancelled() => {} }
+                tokio::select! {
+                    () = connection => {}
+                    () = place.taken_away() => {}
+                    () = abort.cancelled() => {}
+                }
                 drop((guard, place));
             });
         };
+        // The one that came last, while there is no place for it. The others wait in the backlog and cost nothing.
+        let mut waiting = None;
         loop {
-            // The place comes first: with none free, new connections wait in the backlog and cost nothing.
-            let accept = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-                (place, listener.accept().await)
-            };
+            if let Some((stream, address)) = waiting.take() {
+                match stop.run_until_cancelled(places.take()).await {
+                    Some(place) => begin(place, stream, address),
+                    None => {
+                        waiting = Some((stream, address));
+                        break;
+                    }
+                }
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
-                (place, accepted) = accept => match accepted {
-                    Ok((stream, address)) => begin(place, stream, address),
+                accepted = listener.accept() => match accepted {
+                    Ok(newcomer) => waiting = Some(newcomer),
                     Err(error) => {
                         observer.observe(&Observation::AcceptFailed { error: &error });
                         sleep(ACCEPT_PAUSE).await;
@@ -176,11 +188,16 @@ impl Server {
                 },
             }
         }
+        if let Some((stream, address)) = waiting
+            && let Some(place) = places.try_take()
+        {
+            begin(place, stream, address);
+        }
         // What is in the backlog is taken before the port is closed: it would be reset, and a sender that is refused comes back
         // where one that is reset does not. Asked of the kernel itself, since the runtime may not have heard of it yet.
         if let Ok(listener) = listener.into_std() {
             for _ in 0..BACKLOG {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { break };
+                let Some(place) = places.try_take() else { break };
                 let Ok((stream, address)) = listener.accept() else { break };
                 if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
                     begin(place, stream, address);
@@ -228,6 +245,7 @@ struct Connection {
     proxy: Option<IpAddr>,
     peer: Peer,
     leaving: Arc<AtomicBool>,
+    place: Arc<Place>,
     observer: Arc<dyn Observer>,
 }
 
@@ -272,16 +290,19 @@ impl Connection {
 
     /// `deadline` is that of the first request's head.
     async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, deadline: Instant) {
-        let Self { builder, router, watcher, peer, leaving, .. } = self;
+        let Self { builder, router, watcher, peer, leaving, place, .. } = self;
         let requested = Arc::new(AtomicBool::new(false));
         let (router, seen) = (TowerToHyperService::new(router), Arc::clone(&requested));
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
             let keeps = request.version() < Version::HTTP_2;
-            let (answer, leaving) = (router.call(request), Arc::clone(&leaving));
+            let (answer, leaving, place) = (router.call(request), Arc::clone(&leaving), Arc::clone(&place));
             async move {
                 let mut answer = answer.await?;
+                if answer.status().is_success() {
+                    place.earn();
+                }
                 if keeps && leaving.load(Ordering::Relaxed) {
                     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }

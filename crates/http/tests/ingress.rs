@@ -372,6 +372,25 @@ async fn bodies_in_flight_have_a_byte_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_send_nothing_keep_no_sender_out() {
+    let relay = Relay::start(|config| config.max_connections = 8).await;
+    let mut kept = Connection::open(relay.address).await.expect("connected");
+    assert_eq!(kept.request(&post(b"1"), LIMIT).await.expect("an answer").status, 200);
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        let mut connection = Connection::open(relay.address).await.expect("the kernel takes it");
+        connection.send(b"POST /hook HTTP/1.1\r\n").await.expect("sent");
+        silent.push(connection);
+    }
+    assert_eq!(relay.send(&post(b"2")).await.status, 200, "one of them made room");
+    assert_eq!(
+        kept.request(&post(b"3"), LIMIT).await.expect("an answer").status,
+        200,
+        "and none that has sent an event"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_over_the_cap_wait_for_one_to_end() {
     let relay = Relay::start(|config| config.max_connections = 1).await;
     let mut first = Connection::open(relay.address).await.expect("connected");

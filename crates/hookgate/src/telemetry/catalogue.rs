@@ -35,6 +35,7 @@ fn the_page_of_metrics_is_what_a_process_exposes() {
     metrics.adopt(&[(SourceId::new(0, NAME), vec![credential])], &[NAME.into()]);
     let state = ClientState { queued_messages: 0, queued_bytes: 0, brokers_up: 0, round_trip_p99: Duration::ZERO };
     metrics.observe(&Observation::SinkClient { sink: &sink, state });
+    metrics.observe(&Observation::CertificateServed { expires: None });
     let made = page(&read(&metrics.render(0, None)));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
     if std::env::var_os("HOOKGATE_WRITE").is_some() {

@@ -85,6 +85,8 @@ struct Series {
     restart_required: Gauge,
     audit_failures: Counter,
     audit_lost: Counter,
+    runtime_lag: Histogram,
+    panics: Counter,
     #[cfg_attr(
         not(feature = "otlp"),
         expect(dead_code, reason = "every build has the series, so that dashboards find it")
@@ -171,6 +173,7 @@ impl Metrics {
         let builder = buckets(builder, "hookgate_spool_fsync_duration_seconds", SECONDS_TO_CLAIM);
         let builder = buckets(builder, "hookgate_publish_duration_seconds", SECONDS_TO_PUBLISH);
         let builder = buckets(builder, "hookgate_dedup_operation_duration_seconds", SECONDS_TO_CLAIM);
+        let builder = buckets(builder, "hookgate_runtime_lag_seconds", SECONDS_TO_CLAIM);
         let recorder = builder.build_recorder();
         let process = metrics_process::Collector::default();
         // Handles belong to the recorder that is current when they are made.
@@ -230,6 +233,15 @@ impl Metrics {
 
     pub(super) fn draining(&self) {
         self.series.draining.set(1.0);
+    }
+
+    /// A timer was late by this much.
+    pub(super) fn runtime_lag(&self, lag: Duration) {
+        self.series.runtime_lag.record(lag);
+    }
+
+    pub(super) fn panicked(&self) {
+        self.series.panics.increment(1);
     }
 
     /// Folds the histograms' samples into their buckets.
@@ -300,6 +312,8 @@ impl Series {
             restart_required: gauge!("hookgate_config_restart_required"),
             audit_failures: counter!("hookgate_audit_write_failures_total"),
             audit_lost: counter!("hookgate_audit_lines_dropped_total"),
+            runtime_lag: histogram!("hookgate_runtime_lag_seconds"),
+            panics: counter!("hookgate_panics_total"),
             spans_dropped: counter!("hookgate_trace_spans_dropped_total"),
         }
     }
@@ -698,7 +712,12 @@ fn describe() {
         "hookgate_spool_oldest_event_timestamp_seconds",
         "When the oldest message that waits for a sink was spooled; 0 without one.",
     );
+    describe_counter!("hookgate_panics_total", "Defects that stopped what they were in; each is in the log.");
     let seconds = |name: &'static str, what: &'static str| describe_histogram!(name, Unit::Seconds, what);
+    seconds(
+        "hookgate_runtime_lag_seconds",
+        "How late timers are: what has to run waits as long, for CPU or for another task.",
+    );
     seconds("hookgate_http_request_duration_seconds", "From a request's head to its answer.");
     seconds(
         "hookgate_event_end_to_end_seconds",
