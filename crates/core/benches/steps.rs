@@ -159,6 +159,9 @@ fn count(step: &str) -> Result<(String, u64), String> {
     command.arg(own).args(["--step", step]);
     let output = command.output().map_err(|error| format!("valgrind cannot be run: {error}"))?;
     let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        return Err(format!("it failed: {}", told.lines().find(|line| line.contains("panicked")).unwrap_or_default()));
+    }
     let machine = said.lines().find_map(|line| line.strip_prefix(MACHINE)).ok_or("it did not start")?;
     let collected = told.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse::<u64>().ok());
     match collected {
@@ -214,7 +217,8 @@ impl Bench {
             "all" => {
                 let requests: Vec<Unverified> = requests.collect();
                 measured(requests, |request| {
-                    let answered = self.runtime.block_on(pipeline.spawn(Arc::clone(&self.source), request));
+                    let source = Arc::clone(&self.source);
+                    let answered = self.runtime.block_on(async { pipeline.spawn(source, request).await });
                     assert!(answered.is_ok_and(|answered| answered.is_ok()));
                 })
             }
