@@ -188,6 +188,10 @@ pub fn judge(source: &Source, router: Option<&Router>, request: Unverified) -> V
         let detail = Some("neither an event nor a handshake".to_owned());
         return Verdict { status: 405, reason: Some("method"), detail, ..verdict };
     }
+    if source.takes(&request.headers).is_err() {
+        let detail = Some("the source takes no bodies of this type or encoding".to_owned());
+        return Verdict { status: 415, reason: Some("media_type"), detail, ..verdict };
+    }
     let inflated = source.inflate(request).map_err(|error| error.to_string());
     let event = match inflated.and_then(|request| source.identify(request).map_err(|malformed| malformed.to_string())) {
         Ok(event) => event,

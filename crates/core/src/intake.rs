@@ -134,7 +134,7 @@ impl Intake {
     pub(crate) fn compile(config: &SourceConfig, max_body: ByteLimit, problems: &mut Vec<Problem>) -> Self {
         for (place, content_type) in config.content_types.iter().enumerate() {
             let is_media_type = content_type.split('/').filter(|part| !part.is_empty()).count() == 2;
-            if !is_media_type || content_type.contains([';', ' ', ',']) {
+            if !is_media_type || content_type.contains([';', ' ', ',', '*']) {
                 let message = format!("{content_type:?} is not a media type; write one like \"application/json\"");
                 problems.push(Problem::new(format!("content_types[{place}]"), message));
             }
@@ -154,12 +154,14 @@ impl Intake {
         let essence = content_type.split(';').next().unwrap_or_default().trim();
         let known = |known: &String| known.eq_ignore_ascii_case(essence);
         let right_type = self.content_types.is_empty() || self.content_types.iter().any(known);
+        let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+        let (encoding, further) = (encodings.next(), encodings.next().is_some());
         let right_encoding = match self.compression {
             Compression::Pass => true,
-            Compression::Refuse => headers.get(header::CONTENT_ENCODING).is_none_or(is_identity),
-            Compression::Decompress => {
-                headers.get(header::CONTENT_ENCODING).is_none_or(|value| is_identity(value) || is_gzip(value))
-            }
+            // Two in a row would have to be taken off in turn.
+            Compression::Refuse | Compression::Decompress if further => false,
+            Compression::Refuse => encoding.is_none_or(is_identity),
+            Compression::Decompress => encoding.is_none_or(|value| is_identity(value) || is_gzip(value)),
         };
         if right_type && right_encoding { Ok(()) } else { Err(Rejection::MediaType) }
     }

@@ -532,6 +532,7 @@ struct Legs {
 impl Legs {
     /// Adds what is not there yet; a destination that one route requires is required, and what one route takes out is out.
     fn add(&mut self, to: &[Destination], event: &Event) {
+        let header = |(name, value): &(Arc<str>, Template)| (Arc::clone(name), value.render(event));
         for destination in to {
             let target = destination.target.render(event);
             let same = |leg: &Leg| leg.sink == destination.sink && leg.target == target;
@@ -542,13 +543,18 @@ impl Legs {
                 if destination.ack == Ack::Broker {
                     leg.ack = Ack::Broker;
                 }
+                let further =
+                    destination.headers.iter().filter(|(name, _)| !leg.headers.iter().any(|(set, _)| set == name));
+                let further: Vec<_> = further.map(header).collect();
+                if !further.is_empty() {
+                    leg.headers = leg.headers.iter().cloned().chain(further).collect();
+                }
                 *redact = match (redact.take(), destination.redact.clone()) {
                     (Some(one), Some(other)) => Some(Arc::new(one.and(&other))),
                     (one, other) => one.or(other),
                 };
                 continue;
             }
-            let header = |(name, value): &(Arc<str>, Template)| (Arc::clone(name), value.render(event));
             self.redact.push(destination.redact.clone());
             self.legs.push(Leg {
                 index: self.legs.len(),
@@ -661,6 +667,9 @@ fn compile_destination(config: &DestinationConfig, names: &Names<'_>) -> Result<
         let header = free_header(name).map_err(|why| Problem::new(&key, why))?;
         let value =
             parse_template(value, Grammar::HeaderValue, names).map_err(|message| Problem::new(&key, message))?;
+        if headers.iter().any(|(known, _): &(Arc<str>, _)| **known == *header.as_str()) {
+            return Err(Problem::new(&key, "stands twice: names of headers have no case"));
+        }
         headers.push((header.as_str().into(), value));
     }
     Ok((sink.id.clone(), target, headers))
@@ -751,6 +760,7 @@ mod tests {
                 json!({ "sink": "s", "headers": { "x": "a\n" } }),
                 "headers.x: \"a\\n\" is not the value",
             ),
+            (Addressing::None, json!({ "sink": "s", "headers": { "X-a": "1", "x-A": "2" } }), "stands twice"),
             (Addressing::None, json!({ "sink": "s", "headers": { "x": "{attr.jb}" } }), "there is no attribute \"jb\""),
         ] {
             let found = problems(&bad, addressing);

@@ -154,6 +154,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     within(CLOSE_LIMIT, "admin port", admin).await;
     stops.admin_abort.cancel();
     within(CLOSE_LIMIT, "background tasks", background.wait()).await;
+    within(CLOSE_LIMIT, "the audit trail", telemetry.close_audit()).await;
     tracing::info!("hookgate has stopped");
     Ok(())
 }

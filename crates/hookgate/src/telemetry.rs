@@ -143,12 +143,18 @@ impl Telemetry {
     }
 
     /// Counts panics from now on, and tells them as before.
-    pub(crate) fn count_panics(self: &Arc<Self>) {
-        let (telemetry, tell) = (Arc::clone(self), panic::take_hook());
+    pub(crate) fn count_panics(&self) {
+        let (panics, tell) = (self.metrics.panics(), panic::take_hook());
         panic::set_hook(Box::new(move |panicked| {
-            telemetry.metrics.panicked();
+            panics.increment(1);
             tell(panicked);
         }));
+    }
+
+    /// Writes what is left of the audit trail.
+    pub(crate) async fn close_audit(self: Arc<Self>) {
+        let close = move || self.audit.as_ref().map(Audit::close);
+        let _closed = tokio::task::spawn_blocking(close).await;
     }
 
     /// Keeps the metrics small and the watchdog alive until `stop`.

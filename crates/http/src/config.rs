@@ -60,8 +60,8 @@ pub struct ServerConfig {
     #[serde(with = "config::duration")]
     #[schemars(with = "config::DurationText")]
     pub keep_alive: Duration,
-    /// Most connections at once. A new one then takes the place of the one that has been open longest without a request that
-    /// succeeded, and waits where all have had one. Default: 4096. Each takes a file descriptor.
+    /// Most connections at once. A new one then takes the place of the one that has waited longest for a request of its own; one
+    /// whose request is being answered, or that has had one that succeeded, keeps its place. Default: 4096. Each takes a file descriptor.
     #[serde(deserialize_with = "config::count")]
     pub max_connections: usize,
     /// Most events in flight at once; past that senders get 503. Default: 4096.

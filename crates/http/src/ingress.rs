@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::{
     ServerConfig,
     body::{self, BodyLimits},
+    places::Served,
     respond,
 };
 
@@ -115,6 +116,9 @@ impl Ingress {
         }
         let limits = BodyLimits { max: source.max_body(), timeout: self.body_timeout, admission: &self.admission };
         let body = body::read(&head.headers, body, &limits).await?;
+        if let Some(served) = head.extensions.remove::<Served>() {
+            served.begin();
+        }
         let share = source.share().map(|share| share.begin().try_enter().ok_or(Rejection::SourceInFlightLimit));
         let admitted = body.reservation.try_enter_beside(share.transpose()?).ok_or(Rejection::InFlightLimit)?;
         let request = Unverified::new(auth::Request {

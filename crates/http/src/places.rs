@@ -2,13 +2,14 @@
 //!
 //! A port that only waits for a place is held by whoever opens connections and sends nothing on them: they end after
 //! `header_timeout`, and others take their places before a sender gets one. So a newcomer takes the place of the connection
-//! that has been open longest without a request that succeeded. One that has had one keeps its own.
+//! that has waited longest for a request of its own. One whose request has come whole keeps its place until that is answered,
+//! and for good once an answer was a success.
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -18,24 +19,46 @@ use tokio_util::sync::CancellationToken;
 /// The places of one port.
 pub(crate) struct Places {
     free: Arc<Semaphore>,
-    next: AtomicU64,
-    /// Connections without a request that succeeded, in the order in which they came.
-    newcomers: Mutex<BTreeMap<u64, CancellationToken>>,
+    newcomers: Mutex<Newcomers>,
+}
+
+/// Connections that have nothing to show for their places, in the order in which they began to wait.
+#[derive(Default)]
+struct Newcomers {
+    waiting: BTreeMap<u64, CancellationToken>,
+    next: u64,
+}
+
+impl Newcomers {
+    fn add(&mut self, taken: CancellationToken) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.waiting.insert(number, taken);
+        number
+    }
 }
 
 /// The place of one connection; dropping it gives it back.
 pub(crate) struct Place {
     places: Arc<Places>,
-    number: u64,
     taken: CancellationToken,
+    /// Nobody takes it away any more.
     earned: AtomicBool,
+    standing: Mutex<Standing>,
     _permit: OwnedSemaphorePermit,
+}
+
+struct Standing {
+    /// Its number among the newcomers, while it is one.
+    number: Option<u64>,
+    /// Requests that have come whole and are not answered.
+    served: usize,
 }
 
 impl Places {
     pub(crate) fn new(count: usize) -> Arc<Self> {
         let free = Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { free, next: AtomicU64::new(0), newcomers: Mutex::default() })
+        Arc::new(Self { free, newcomers: Mutex::default() })
     }
 
     /// A place for a connection that has come. Waits while all places are earned.
@@ -46,7 +69,8 @@ impl Places {
         if let Some(place) = self.try_take() {
             return place;
         }
-        if let Some((_, longest)) = self.newcomers().pop_first() {
+        let longest = lock(&self.newcomers).waiting.pop_first();
+        if let Some((_, longest)) = longest {
             longest.cancel();
         }
         let permit = Arc::clone(&self.free).acquire_owned().await.expect("the semaphore is never closed");
@@ -59,21 +83,69 @@ impl Places {
     }
 
     fn place(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
-        let (number, taken) = (self.next.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
-        self.newcomers().insert(number, taken.clone());
-        Place { places: Arc::clone(self), number, taken, earned: AtomicBool::new(false), _permit: permit }
-    }
-
-    fn newcomers(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
-        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+        let taken = CancellationToken::new();
+        let number = Some(lock(&self.newcomers).add(taken.clone()));
+        let standing = Mutex::new(Standing { number, served: 0 });
+        Place { places: Arc::clone(self), taken, earned: AtomicBool::new(false), standing, _permit: permit }
     }
 }
 
+/// One request of a connection, for whoever reads it to say when it has come whole.
+#[derive(Clone)]
+pub(crate) struct Served {
+    place: Arc<Place>,
+    began: Arc<AtomicBool>,
+}
+
+impl Served {
+    pub(crate) fn new(place: &Arc<Place>) -> Self {
+        Self { place: Arc::clone(place), began: Arc::default() }
+    }
+
+    /// It has come whole.
+    pub(crate) fn begin(&self) {
+        if !self.began.swap(true, Ordering::Relaxed) {
+            self.place.begin();
+        }
+    }
+
+    /// It was answered.
+    pub(crate) fn end(&self, success: bool) {
+        self.place.end(self.began.load(Ordering::Relaxed), success);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Place {
-    /// Nobody takes it away from now on.
-    pub(crate) fn earn(&self) {
-        if !self.earned.swap(true, Ordering::Relaxed) {
-            self.places.newcomers().remove(&self.number);
+    /// A request has come whole: nobody takes the place away until it is answered.
+    pub(crate) fn begin(&self) {
+        if self.earned.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut standing = lock(&self.standing);
+        standing.served += 1;
+        if let Some(number) = standing.number.take() {
+            lock(&self.places.newcomers).waiting.remove(&number);
+        }
+    }
+
+    /// A request was answered, whether or not it had come whole.
+    pub(crate) fn end(&self, began: bool, success: bool) {
+        if self.earned.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut standing = lock(&self.standing);
+        standing.served -= usize::from(began && standing.served > 0);
+        if success {
+            self.earned.store(true, Ordering::Relaxed);
+            if let Some(number) = standing.number.take() {
+                lock(&self.places.newcomers).waiting.remove(&number);
+            }
+        } else if standing.served == 0 && standing.number.is_none() {
+            standing.number = Some(lock(&self.places.newcomers).add(self.taken.clone()));
         }
     }
 
@@ -85,8 +157,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !*self.earned.get_mut() {
-            self.places.newcomers().remove(&self.number);
+        let standing = self.standing.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = standing.number.take() {
+            lock(&self.places.newcomers).waiting.remove(&number);
         }
     }
 }
@@ -100,19 +173,28 @@ mod tests {
         let places = Places::new(3);
         let [first, second, third] = [(); 3].map(|()| places.try_take().expect("there are three"));
         assert!(places.try_take().is_none());
-        first.earn();
+        first.begin();
         let fourth = tokio::join!(places.take(), async {
             second.taken_away().await;
             drop(second);
         });
         assert!(!first.taken.is_cancelled() && !third.taken.is_cancelled());
-        third.earn();
-        fourth.0.earn();
+        third.end(false, true);
+        fourth.0.begin();
         let waits = places.take();
         tokio::pin!(waits);
-        assert!(futures_util::poll!(&mut waits).is_pending(), "all are earned");
-        drop(first);
-        let _place = waits.await;
-        assert_eq!(places.newcomers().len(), 1);
+        assert!(futures_util::poll!(&mut waits).is_pending(), "one is earned, two are served");
+        assert!(![&first, &third, &fourth.0].iter().any(|place| place.taken.is_cancelled()));
+        // Refused: it waits like a newcomer again, behind those that were there before.
+        first.end(true, false);
+        drop(third);
+        let fifth = waits.await;
+        let (sixth, ()) = tokio::join!(places.take(), async {
+            first.taken_away().await;
+            drop(first);
+        });
+        assert_eq!(lock(&places.newcomers).waiting.len(), 2);
+        drop((fifth, sixth, fourth));
+        assert!(lock(&places.newcomers).waiting.is_empty());
     }
 }

@@ -287,9 +287,13 @@ async fn a_source_takes_the_types_and_encodings_that_it_names() {
         relay.send(&request("POST", "/hook", &headers, b"{}")).await
     };
     const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
-    for refused in
-        [&[][..], &[("content-type", "text/plain")], &[("content-type", "")], &[JSON, ("content-encoding", "gzip")]]
-    {
+    for refused in [
+        &[][..],
+        &[("content-type", "text/plain")],
+        &[("content-type", "")],
+        &[JSON, ("content-encoding", "gzip")],
+        &[JSON, ("content-encoding", "identity"), ("content-encoding", "gzip")],
+    ] {
         assert_problem(&send(refused).await, 415, "unsupported-media-type");
     }
     assert_eq!(send(&[JSON, ("content-encoding", "identity")]).await.status, 200);
@@ -383,6 +387,19 @@ async fn connections_that_send_nothing_keep_no_sender_out() {
         silent.push(connection);
     }
     assert_eq!(relay.send(&post(b"2")).await.status, 200, "one of them made room");
+    let told = Arc::new(Notify::new());
+    relay.sink.answer_next([Answer::AckAfter(Arc::clone(&told))]);
+    let mut slow = Connection::open(relay.address).await.expect("connected");
+    slow.send(&post(b"slow")).await.expect("sent");
+    wait_until(LIMIT, "it is being published", async || relay.sink.attempted().len() == 3).await;
+    for _ in 0..50 {
+        let mut connection = Connection::open(relay.address).await.expect("the kernel takes it");
+        connection.send(b"POST /hook HTTP/1.1\r\n").await.expect("sent");
+        silent.push(connection);
+    }
+    assert_eq!(relay.send(&post(b"4")).await.status, 200);
+    told.notify_one();
+    assert_eq!(slow.receive(LIMIT).await.expect("an answer").status, 200, "nor one whose event is on its way");
     assert_eq!(
         kept.request(&post(b"3"), LIMIT).await.expect("an answer").status,
         200,

@@ -12,7 +12,8 @@ use crate::{
 /// characters; an exchange and its routing key are written as `exchange/routing-key`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
-    pattern: Vec<char>,
+    /// One for each place that a target names: an exchange has its own.
+    patterns: Vec<Vec<char>>,
     by_token: bool,
 }
 
@@ -40,33 +41,36 @@ impl Allowed {
                 return Err(format!("{text:?} is no subject pattern: {advice}"));
             }
         }
-        Ok(Self { pattern: text.chars().collect(), by_token })
+        let parts: Vec<&str> = match addressing {
+            Addressing::Exchange => text.splitn(2, '/').collect(),
+            _ => vec![text],
+        };
+        Ok(Self { patterns: parts.iter().map(|part| part.chars().collect()).collect(), by_token })
     }
 
     /// Whether everything that the templates of one target can render is allowed. `templates` are those of its places, in the
     /// order in which they are written; `false` also when that cannot be proved.
     pub(super) fn covers(&self, templates: &[&Template]) -> bool {
-        let mut symbols = Vec::new();
-        for (place, template) in templates.iter().enumerate() {
-            if place > 0 {
-                symbols.push(Symbol::Plain('/'));
-            }
-            symbols.extend(template.symbols());
-        }
-        self.matches_symbols(&symbols)
+        self.match_all(templates.iter().map(|template| template.symbols().collect()))
     }
 
     /// Whether `target` is allowed.
     pub fn matches(&self, target: &Target) -> bool {
-        let symbols: Vec<Symbol> = target.to_string().chars().map(Symbol::Plain).collect();
-        self.matches_symbols(&symbols)
+        let places: &[&String] = match target {
+            Target::Whole => &[],
+            Target::Subject(subject) => &[subject],
+            Target::Topic { topic, .. } => &[topic],
+            Target::Exchange { exchange, routing_key } => &[exchange, routing_key],
+        };
+        self.match_all(places.iter().map(|text| text.chars().map(Symbol::Plain).collect()))
     }
 
-    fn matches_symbols(&self, symbols: &[Symbol]) -> bool {
-        match self.by_token {
-            true => matches_tokens(&self.pattern, symbols),
-            false => matches_glob(&self.pattern, symbols),
-        }
+    fn match_all(&self, places: impl ExactSizeIterator<Item = Vec<Symbol>>) -> bool {
+        let matches = |(pattern, symbols): (&Vec<char>, Vec<Symbol>)| match self.by_token {
+            true => matches_tokens(pattern, &symbols),
+            false => matches_glob(pattern, &symbols),
+        };
+        places.len() == self.patterns.len() && self.patterns.iter().zip(places).all(matches)
     }
 }
 
@@ -149,6 +153,7 @@ mod tests {
         assert!(!names("hooks/openclaw.*", "hooks-{source}", "openclaw.x"));
         assert!(!names("hooks/openclaw.*", "hooks", "{source}"));
         assert!(names("*/*", "{source}", "{type}"));
+        assert!(!names("hooks/*", "hooks/other", "x"), "the exchange is a part of its own");
         assert!(names("a*b*c/x", "a{source}b-b{type}c", "x"));
     }
 

@@ -6,9 +6,10 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, BufRead, Write},
     path::{Path, PathBuf},
-    time::SystemTime,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use hookgate_core::{
@@ -31,6 +32,9 @@ const LINES_MAX: usize = 50_000;
 const FILE_PREFIX: &str = "audit";
 const FILE_SUFFIX: &str = "jsonl";
 
+/// A day.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The `[audit]` table. A change takes effect at the next start.
 #[derive(Debug, Clone, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +42,7 @@ pub(crate) struct AuditConfig {
     /// The directory for the trail; made when it is not there. No default. Replicas may share one: each writes a file of its own
     /// for each day.
     pub(crate) dir: PathBuf,
-    /// How many days are kept. Default: 30.
+    /// How many days are kept, of this process and of all others that wrote there. Default: 30.
     #[serde(default = "keep_days", deserialize_with = "hookgate_core::config::count")]
     pub(crate) keep_days: usize,
 }
@@ -100,24 +104,67 @@ pub(crate) enum Step {
     ConfigKept { problems: String },
 }
 
-/// Writes the trail. The last clone of what is inside waits for what is in the queue when it goes.
+/// Writes the trail.
 pub(super) struct Audit {
     instance: String,
     lines: NonBlocking,
     lost: ErrorCounter,
-    _writing: WorkerGuard,
+    /// Waits for what is in the queue when it is dropped.
+    writing: Mutex<Option<WorkerGuard>>,
 }
 
-/// Counts what the disk does not take.
+/// Counts what the disk does not take, and removes what is too old.
 struct Counted {
     file: RollingFileAppender,
     failures: Counter,
+    /// The last line was cut short.
+    is_torn: bool,
+    dir: PathBuf,
+    keep_days: usize,
+    /// Of the last look for what is too old.
+    pruned_on: String,
+}
+
+impl Counted {
+    fn prune(&mut self) {
+        let now = SystemTime::now();
+        let today = day(now);
+        if self.pruned_on == today {
+            return;
+        }
+        self.pruned_on = today;
+        let kept = u32::try_from(self.keep_days).unwrap_or(u32::MAX);
+        let Some(oldest) = now.checked_sub(DAY.saturating_mul(kept.saturating_sub(1))).map(day) else { return };
+        // Those of processes that are no more too: pods have other names each time. What cannot be removed is no reason to stop.
+        for file in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if day_of(&file.path()).is_some_and(|day| day < oldest) {
+                let _gone = fs::remove_file(file.path());
+            }
+        }
+    }
+}
+
+/// The day in UTC, like `2026-11-28`; days are in the order of their texts.
+fn day(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()[..10].to_owned()
+}
+
+/// The day that is in the name of a file of a trail.
+fn day_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?.strip_prefix(FILE_PREFIX)?.strip_suffix(FILE_SUFFIX)?.strip_suffix('.')?;
+    let (_, day) = name.rsplit_once('.')?;
+    let is_day = day.len() == 10 && day.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    is_day.then(|| day.to_owned())
 }
 
 impl Write for Counted {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // Lines are written whole; what the disk does not take is gone and counted, not tried for ever.
-        if self.file.write_all(line).is_err() {
+        self.prune();
+        // What the disk does not take is gone and counted, not tried for ever; the next line begins as one.
+        let end_of_torn: &[u8] = if self.is_torn { b"\n" } else { b"" };
+        let written = self.file.write_all(end_of_torn).and_then(|()| self.file.write_all(line));
+        self.is_torn = written.is_err();
+        if self.is_torn {
             self.failures.increment(1);
         }
         Ok(line.len())
@@ -140,12 +187,20 @@ impl Audit {
             .rotation(Rotation::DAILY)
             .filename_prefix(format!("{FILE_PREFIX}.{instance}"))
             .filename_suffix(FILE_SUFFIX)
-            .max_log_files(config.keep_days)
             .build(&config.dir)
             .map_err(io::Error::other)?;
         let builder = NonBlockingBuilder::default().buffered_lines_limit(LINES_MAX).lossy(true).thread_name("audit");
-        let (lines, writing) = builder.finish(Counted { file, failures });
-        Ok(Self { instance, lost: lines.error_counter(), lines, _writing: writing })
+        let (dir, keep_days) = (config.dir.clone(), config.keep_days);
+        // The process before may have been killed in the middle of a line; an empty one is none.
+        let counted = Counted { file, failures, is_torn: true, dir, keep_days, pruned_on: String::new() };
+        let (lines, writing) = builder.finish(counted);
+        Ok(Self { instance, lost: lines.error_counter(), lines, writing: Mutex::new(Some(writing)) })
+    }
+
+    /// Waits for the lines in the queue, for a second or so. Blocks; what comes later is not written.
+    pub(super) fn close(&self) {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(writing);
     }
 
     /// Lines that found no place in the queue, so far.
@@ -223,14 +278,13 @@ pub(crate) fn find(dir: &Path, part: &str, source: Option<&str>) -> io::Result<V
     let mut found = Vec::new();
     for file in fs::read_dir(dir)? {
         let path = file?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !name.starts_with(FILE_PREFIX) || !name.ends_with(FILE_SUFFIX) {
+        if day_of(&path).is_none() {
             continue;
         }
-        for line in io::BufRead::lines(io::BufReader::new(fs::File::open(&path)?)) {
+        for line in io::BufReader::new(fs::File::open(&path)?).split(b'\n') {
             let line = line?;
-            // The end of a process can cut a line short.
-            let Ok(entry) = serde_json::from_str::<Entry>(&line) else { continue };
+            // The end of a process can cut a line short, in the middle of a letter too.
+            let Ok(entry) = serde_json::from_slice::<Entry>(&line) else { continue };
             let about = entry.step.about();
             let is_meant = |(from, id): (&str, &str)| id.contains(part) && source.is_none_or(|source| source == from);
             if about.is_some_and(is_meant) {
@@ -280,5 +334,38 @@ impl std::fmt::Display for Entry {
             Step::ConfigReplaced => f.write_str("config    another one is in use"),
             Step::ConfigKept { problems } => write!(f, "config    another one could not be used: {problems}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::Counter;
+
+    use super::*;
+
+    #[test]
+    fn what_is_too_old_goes_whoever_wrote_it_and_a_torn_line_hides_no_other() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (now, name) = (SystemTime::now(), |instance: &str, at| format!("audit.{instance}.{}.jsonl", day(at)));
+        let answered = r#"{"at":"2026-11-28T00:00:00.000Z","instance":"a","step":"answered","source":"s","event_id":"old","outcome":"delivered","body_bytes":1,"body_sha256_8":""}"#;
+        let torn = [answered.as_bytes(), b"\n{\"at\":\"2026\xc3"].concat();
+        for (instance, age) in [("gone", 5), ("gone-1", 2), ("here", 1)] {
+            fs::write(dir.path().join(name(instance, now - DAY * age)), &torn).expect("writable");
+        }
+        fs::write(dir.path().join("audit.notes.jsonl"), "not ours").expect("writable");
+        let config = AuditConfig { dir: dir.path().to_owned(), keep_days: 3 };
+        let audit = Audit::start(&config, Counter::noop()).expect("writable");
+        fs::write(dir.path().join(name(&audit.instance, now)), b"{\"at\":\"2026\xc3").expect("writable");
+        audit.write(Step::ConfigReplaced);
+        let problems = "x".to_owned();
+        audit.write(Step::ConfigKept { problems });
+        audit.close();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).expect("it is there").flatten().map(|file| file.file_name()).collect();
+        assert_eq!(left.len(), 4, "{left:?}");
+        assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("audit.gone.")), "{left:?}");
+        assert_eq!(find(dir.path(), "old", None).expect("readable").len(), 2, "beside torn lines");
+        let today = fs::read(dir.path().join(name(&audit.instance, now))).expect("it is there");
+        assert_eq!(today.split(|byte| *byte == b'\n').filter(|line| line.ends_with(b"}")).count(), 2, "all of them");
     }
 }

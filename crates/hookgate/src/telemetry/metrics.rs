@@ -240,8 +240,9 @@ impl Metrics {
         self.series.runtime_lag.record(lag);
     }
 
-    pub(super) fn panicked(&self) {
-        self.series.panics.increment(1);
+    /// What counts panics.
+    pub(super) fn panics(&self) -> Counter {
+        self.series.panics.clone()
     }
 
     /// Folds the histograms' samples into their buckets.
