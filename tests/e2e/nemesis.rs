@@ -26,7 +26,7 @@ async fn suffer(kind: Kind) -> Verdict {
         eprintln!("{kind:?}: {:>6.1} s {fault:?}", begun.elapsed().as_secs_f64());
         (begun.elapsed() < span).then_some(fault)
     });
-    let verdict = world.judge(seed, faults).await;
+    let verdict = world.judge(seed, faults, true).await;
     eprintln!("{kind:?}: {verdict}");
     assert!(verdict.is_at_least_once(), "HOOKGATE_NEMESIS_SEED={seed}: {verdict:?}");
     assert!(verdict.acknowledged > 500, "{verdict:?}");

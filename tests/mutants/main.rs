@@ -26,7 +26,7 @@ use crate::{
 /// Six times the broker and a process die, which is when most mutants lose something.
 async fn judge(kind: Kind, mutant: &str, fault: fn(usize) -> Fault) -> Verdict {
     let mut world = World::start_of(kind, mutants(), &[(MUTANT, mutant)]).await;
-    let verdict = world.judge(1, (0..6).map(|round| fault(round % RELAYS))).await;
+    let verdict = world.judge(1, (0..6).map(|round| fault(round % RELAYS)), false).await;
     eprintln!("{mutant}: {verdict}");
     verdict
 }

@@ -102,6 +102,7 @@ pub(crate) struct World {
     environments: Vec<Vec<(String, String)>>,
     /// How often a process was killed; each time what it was about to write to its trail may be gone.
     kills: usize,
+    broker_kills: usize,
 }
 
 impl World {
@@ -136,7 +137,7 @@ impl World {
             .collect();
         let relays =
             join_all(environments.iter().map(|environment| Relay::start_of(&program, &tables, environment))).await;
-        Self { redis, broker, relays, disks, environments, kills: 0 }
+        Self { redis, broker, relays, disks, environments, kills: 0, broker_kills: 0 }
     }
 
     async fn start_again(&mut self, relay: usize) {
@@ -146,6 +147,10 @@ impl World {
     async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
         let moment = Duration::from_millis(rng.u64(200..1500));
         self.kills += usize::from(matches!(fault, Fault::KillRelay(_) | Fault::KillBrokerKillRelay(_)));
+        self.broker_kills += usize::from(matches!(
+            fault,
+            Fault::KillBroker | Fault::KillBrokerKillRelay(_) | Fault::FillDiskKillBroker(_)
+        ));
         match fault {
             Fault::KillRelay(relay) => {
                 self.relays[relay].kill();
@@ -238,10 +243,13 @@ impl World {
         (history, stored.collect())
     }
 
-    /// Lets `faults` happen while senders send, heals everything, and judges.
-    pub(crate) async fn judge(&mut self, seed: u64, faults: impl Iterator<Item = Fault>) -> Verdict {
+    /// Lets `faults` happen while senders send, heals everything, and judges. With `audit`, what the processes wrote to their
+    /// trails is held against the broker too.
+    pub(crate) async fn judge(&mut self, seed: u64, faults: impl Iterator<Item = Fault>, audit: bool) -> Verdict {
         let (history, stored) = self.run(seed, faults).await;
-        self.assert_audited(&history).await;
+        if audit {
+            self.assert_audited(&history).await;
+        }
         self.assert_healed().await;
         Verdict::of(&history, &stored)
     }
@@ -253,14 +261,16 @@ impl World {
         if held.is_empty() {
             return;
         }
-        let mut audited = HashSet::new();
+        let (mut audited, mut elsewhere) = (HashSet::new(), Vec::new());
         for file in self.relays.iter().flat_map(|relay| std::fs::read_dir(relay.dir().join("trail")).expect("a trail"))
         {
             let lines = std::fs::read_to_string(file.expect("a file").path()).expect("readable");
             for entry in lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
                 if entry["step"] == "stored" {
                     let (id, offset) = (entry["event_id"].as_str().expect("an id"), entry["offset"].as_u64());
-                    assert_eq!(held.get(&offset.expect("a place")).map(String::as_str), Some(id), "{entry}");
+                    if held.get(&offset.expect("a place")).map(String::as_str) != Some(id) {
+                        elsewhere.push(entry.to_string());
+                    }
                     audited.insert(id.to_owned());
                 }
             }
@@ -269,6 +279,8 @@ impl World {
         let without = acknowledged.filter(|(number, _)| !audited.contains(&finished_id(**number))).count();
         eprintln!("{} events have a place in the trail, {without} acknowledged ones have none", audited.len());
         assert!(without <= self.kills * SENDERS, "{without} have none after {} kills", self.kills);
+        // NATS before 2.10.23 can forget what it acknowledged last when it is killed, and give its place to another message.
+        assert!(elsewhere.len() <= self.broker_kills * SENDERS, "after {} kills: {elsewhere:?}", self.broker_kills);
     }
 
     /// That every process works as before, and that nothing has piled up.
