@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -288,19 +288,17 @@ async fn http_1_and_2_are_spoken_as_the_client_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_shake_hands_is_dropped_and_its_place_freed() {
+async fn who_does_not_shake_hands_keeps_nobody_out_and_is_dropped() {
     let files = Files::new();
     let relay = with_client_certificates_and(&files, |config| {
         config.header_timeout = Duration::from_secs(2);
         config.max_connections = 4;
     });
-    let begun = Instant::now();
     let mut silent = Vec::new();
     for _ in 0..4 {
         silent.push(TcpStream::connect(relay.address).await.expect("a connection"));
     }
     assert_eq!(post(&relay, &files, Some(files.clients.issue("sender.example"))).await.expect("an answer"), 200);
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "every place was taken: {:?}", begun.elapsed());
     for mut stream in silent {
         let ended = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
         assert!(ended.is_ok(), "a silent client is not waited for");
