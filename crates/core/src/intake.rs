@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{
     auth::{Authenticated, Request},
     config::{self, ByteLimit, Problem},
-    identity::Malformed,
+    identity::{Malformed, media_type_is},
     limits::Admission,
     observe::Rejection,
     source::SourceConfig,
@@ -111,7 +111,7 @@ impl Compression {
 /// What bounds the requests of one source.
 #[derive(Debug)]
 pub(crate) struct Intake {
-    /// Media types in lower case, without parameters; empty for any.
+    /// Media types, without parameters; empty for any.
     content_types: Vec<String>,
     compression: Compression,
     rate: Option<DefaultDirectRateLimiter>,
@@ -140,7 +140,7 @@ impl Intake {
             }
         }
         Self {
-            content_types: config.content_types.iter().map(|text| text.to_ascii_lowercase()).collect(),
+            content_types: config.content_types.clone(),
             compression: config.compression,
             rate: config.max_rate.map(|rate| RateLimiter::direct(rate.quota())),
             share: config.max_in_flight.map(|max| Admission::new(max as u64, u64::MAX)),
@@ -150,10 +150,8 @@ impl Intake {
 
     /// Whether a body with these headers is taken, by what it says to be.
     pub(crate) fn takes(&self, headers: &HeaderMap) -> Result<(), Rejection> {
-        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        let known = |known: &String| known.eq_ignore_ascii_case(essence);
-        let right_type = self.content_types.is_empty() || self.content_types.iter().any(known);
+        let types = &self.content_types;
+        let right_type = types.is_empty() || types.iter().any(|known| media_type_is(headers, known));
         let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
         let (encoding, further) = (encodings.next(), encodings.next().is_some());
         let right_encoding = match self.compression {

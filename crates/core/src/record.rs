@@ -11,7 +11,7 @@
 //!
 //! `body` is the exact text of the body; a body that is not UTF-8 is in `body_base64` (RFC 4648, section 4) instead.
 
-use std::sync::Arc;
+use std::{borrow::Borrow, sync::Arc};
 
 use data_encoding::BASE64;
 use serde::{Serialize, Serializer};
@@ -62,7 +62,7 @@ struct Record<'a> {
     redacted: Option<&'a str>,
     #[serde(serialize_with = "map")]
     attributes: &'a [(Arc<str>, String)],
-    #[serde(serialize_with = "references", skip_serializing_if = "Vec::is_empty")]
+    #[serde(serialize_with = "map", skip_serializing_if = "Vec::is_empty")]
     headers: Vec<&'a (Arc<str>, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     traceparent: Option<&'a str>,
@@ -74,12 +74,8 @@ struct Record<'a> {
     body_base64: Option<&'a [u8]>,
 }
 
-fn map<S: Serializer>(pairs: &[(Arc<str>, String)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(pairs.iter().map(|(name, value)| (&**name, value)))
-}
-
-fn references<S: Serializer>(pairs: &[&(Arc<str>, String)], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(pairs.iter().map(|(name, value)| (&**name, value)))
+fn map<S: Serializer>(pairs: &[impl Borrow<(Arc<str>, String)>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(Borrow::borrow).map(|(name, value)| (&**name, value)))
 }
 
 fn base64<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {

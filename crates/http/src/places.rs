@@ -98,10 +98,6 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    pub(crate) fn new(place: &Arc<Place>) -> Self {
-        Self { place: Arc::clone(place), began: Arc::default() }
-    }
-
     /// It has come whole.
     pub(crate) fn begin(&self) {
         if !self.began.swap(true, Ordering::Relaxed) {
@@ -120,11 +116,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Place {
+    /// What follows one more request of the connection, unless the place is earned already.
+    pub(crate) fn serve(self: &Arc<Self>) -> Option<Served> {
+        let earned = self.earned.load(Ordering::Relaxed);
+        (!earned).then(|| Served { place: Arc::clone(self), began: Arc::default() })
+    }
+
     /// A request has come whole: nobody takes the place away until it is answered.
-    pub(crate) fn begin(&self) {
-        if self.earned.load(Ordering::Relaxed) {
-            return;
-        }
+    fn begin(&self) {
         let mut standing = lock(&self.standing);
         standing.served += 1;
         if let Some(number) = standing.number.take() {
@@ -133,18 +132,15 @@ impl Place {
     }
 
     /// A request was answered, whether or not it had come whole.
-    pub(crate) fn end(&self, began: bool, success: bool) {
-        if self.earned.load(Ordering::Relaxed) {
-            return;
-        }
+    fn end(&self, began: bool, success: bool) {
         let mut standing = lock(&self.standing);
-        standing.served -= usize::from(began && standing.served > 0);
+        standing.served -= usize::from(began);
         if success {
             self.earned.store(true, Ordering::Relaxed);
             if let Some(number) = standing.number.take() {
                 lock(&self.places.newcomers).waiting.remove(&number);
             }
-        } else if standing.served == 0 && standing.number.is_none() {
+        } else if standing.served == 0 && standing.number.is_none() && !self.earned.load(Ordering::Relaxed) {
             standing.number = Some(lock(&self.places.newcomers).add(self.taken.clone()));
         }
     }

@@ -40,7 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ProxyProtocol, ServerConfig,
-    places::{Place, Places, Served},
+    places::{Place, Places},
     proxied,
     tls::{self, Tls},
 };
@@ -296,13 +296,17 @@ impl Connection {
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
-            let served = Served::new(&place);
-            request.extensions_mut().insert(served.clone());
+            let served = place.serve();
+            if let Some(served) = &served {
+                request.extensions_mut().insert(served.clone());
+            }
             let keeps = request.version() < Version::HTTP_2;
             let (answer, leaving) = (router.call(request), Arc::clone(&leaving));
             async move {
                 let mut answer = answer.await?;
-                served.end(answer.status().is_success());
+                if let Some(served) = served {
+                    served.end(answer.status().is_success());
+                }
                 if keeps && leaving.load(Ordering::Relaxed) {
                     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }

@@ -1,8 +1,10 @@
 //! Where routes may publish to in a sink: patterns that every template is held against at load, so that no event can
 //! be sent elsewhere.
 
+#[cfg(test)]
+use crate::sink::Target;
 use crate::{
-    sink::{Addressing, Target},
+    sink::Addressing,
     template::{Symbol, Template},
 };
 
@@ -54,8 +56,9 @@ impl Allowed {
         self.match_all(templates.iter().map(|template| template.symbols().collect()))
     }
 
-    /// Whether `target` is allowed.
-    pub fn matches(&self, target: &Target) -> bool {
+    /// Whether `target` is allowed: what [`Self::covers`] promises of every one that is rendered.
+    #[cfg(test)]
+    fn matches(&self, target: &Target) -> bool {
         let places: &[&String] = match target {
             Target::Whole => &[],
             Target::Subject(subject) => &[subject],

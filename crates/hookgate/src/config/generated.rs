@@ -110,7 +110,7 @@ fn table_at(schema: &Value, header: &str, kind: Option<&str>) -> Value {
     if let Some(variants) = found.get("oneOf").and_then(Value::as_array) {
         let kind = kind.expect("a sink has a type").trim_matches('"');
         let variant = variants.iter().find(|variant| variant["properties"]["type"]["const"] == *kind);
-        found = merged(schema, variant.unwrap_or_else(|| panic!("there is no type {kind}")));
+        found = variant.unwrap_or_else(|| panic!("there is no type {kind}")).clone();
         title = format!("{title} {kind}");
     } else if header.starts_with("dedup.") {
         header.clone_into(&mut title);
@@ -140,20 +140,6 @@ fn reference_of(value: &Value) -> Option<&str> {
         if let [only] = some.as_slice() { only["$ref"].as_str() } else { None }
     };
     whole.or_else(optional)?.strip_prefix("#/definitions/")
-}
-
-/// A variant with the keys of what it refers to.
-fn merged(schema: &Value, variant: &Value) -> Value {
-    let mut whole = resolve(schema, variant);
-    if let Some(own) = variant.get("properties").and_then(Value::as_object) {
-        let mut all = own.clone();
-        all.extend(whole.get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
-        whole["properties"] = Value::Object(all);
-    }
-    if let Some(description) = variant.get("description") {
-        whole["description"] = description.clone();
-    }
-    whole
 }
 
 fn properties(table: &Value) -> Vec<(String, Value)> {
@@ -238,16 +224,14 @@ fn reference(schema: &Value) -> String {
             (_, Some(items)) => (format!("[[{name}]]"), resolve(schema, items)),
             _ => (format!("[{name}]"), target),
         };
-        section(&mut made, &format!("`{title}`"), &table, &target, schema);
+        section(&mut made, &format!("`{title}`"), &table, &target);
     }
     made.push_str("\n# Types\n");
     let tables: BTreeSet<String> =
         properties(schema).iter().filter_map(|(_, table)| top_reference(table).map(str::to_owned)).collect();
     let definitions = schema["definitions"].as_object().into_iter().flatten();
-    let inner: BTreeSet<&str> = sinks(schema).into_iter().collect();
-    for (name, definition) in definitions.filter(|(name, _)| !tables.contains(*name) && !inner.contains(name.as_str()))
-    {
-        section(&mut made, name, definition, definition, schema);
+    for (name, definition) in definitions.filter(|(name, _)| !tables.contains(*name)) {
+        section(&mut made, name, definition, definition);
     }
     made
 }
@@ -259,12 +243,7 @@ fn top_reference(table: &Value) -> Option<&str> {
         .or_else(|| reference_of(&table["items"]))
 }
 
-/// The definitions that stand in the section of the sinks.
-fn sinks(schema: &Value) -> Vec<&str> {
-    schema["definitions"]["SinkConfig"]["oneOf"].as_array().into_iter().flatten().filter_map(reference_of).collect()
-}
-
-fn section(made: &mut String, title: &str, described: &Value, target: &Value, schema: &Value) {
+fn section(made: &mut String, title: &str, described: &Value, target: &Value) {
     writeln!(made, "\n## {title}\n").expect("memory");
     let description = described.get("description").or(target.get("description")).and_then(Value::as_str);
     if let Some(description) = description {
@@ -272,13 +251,12 @@ fn section(made: &mut String, title: &str, described: &Value, target: &Value, sc
     }
     let variants = target.get("oneOf").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for variant in variants {
-        let merged = merged(schema, variant);
-        match tag(&merged) {
+        match tag(variant) {
             Some((tag, name)) => {
                 writeln!(made, "\n### `{tag} = {name}`\n").expect("memory");
-                writeln!(made, "{}", one_line(&merged)).expect("memory");
-                let others = properties(&merged).into_iter().filter(|(key, _)| *key != tag).collect();
-                keys(made, others, &merged, schema);
+                writeln!(made, "{}", one_line(variant)).expect("memory");
+                let others = properties(variant).into_iter().filter(|(key, _)| *key != tag).collect();
+                keys(made, others, variant);
             }
             None => {
                 let names: Vec<String> = match (variant.get("const"), variant.get("enum").and_then(Value::as_array)) {
@@ -294,7 +272,7 @@ fn section(made: &mut String, title: &str, described: &Value, target: &Value, sc
         let all = properties(target);
         match all.is_empty() {
             true => writeln!(made, "\nWritten as: {}.", kind(target)).expect("memory"),
-            false => keys(made, all, target, schema),
+            false => keys(made, all, target),
         }
     }
 }
@@ -304,7 +282,7 @@ fn tag(table: &Value) -> Option<(String, String)> {
     properties(table).into_iter().find_map(|(key, value)| value.get("const").map(|name| (key, name.to_string())))
 }
 
-fn keys(made: &mut String, properties: Vec<(String, Value)>, table: &Value, _: &Value) {
+fn keys(made: &mut String, properties: Vec<(String, Value)>, table: &Value) {
     if properties.is_empty() {
         return;
     }
