@@ -24,7 +24,7 @@ from .world import TOKEN, NotInTime, World, free_ports, status, wait_for
 # Durations that are numbers of seconds. The bound of a slow answer, 1 s, is none of them: hookgate itself does not run faster.
 # The bound of a late event, 60 s, is more than an answer may take, and so it stays: 5 s here.
 SECONDS = {"> 600": "> 10", ", 3600)": ", 60)", 'le=~"60|60.0"': 'le=~"5|5.0"'}
-# While its broker is away a spool makes an attempt every 15 s, and so does not run faster either.
+# While its broker is away a spool makes an attempt every 5 s or so, and so does not run faster either.
 LONGER = {"HookgateSpoolNotDraining": "20s"}
 
 STEADY, OUTAGE = 50, 45
