@@ -57,6 +57,16 @@ const ONLY_IN: &[(&str, &str)] = &[
 /// Tokio features by which the domain could do I/O.
 const IO_FEATURES: &[&str] = &["net", "fs", "process", "signal", "io-std", "full"];
 
+#[test]
+fn a_plain_cargo_run_starts_hookgate() {
+    // Seen from the root, as whoever types it does: in a member the member is meant.
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(root).no_deps().exec().expect("cargo metadata");
+    let targets = metadata.workspace_default_packages().into_iter().flat_map(|package| &package.targets);
+    let programs: Vec<&str> = targets.filter(|target| target.is_bin()).map(|target| target.name.as_str()).collect();
+    assert_eq!(programs, ["hookgate"], "the README's first command names none");
+}
+
 /// Each crate of ours with its normal dependencies and the features that it asks of each.
 fn dependencies() -> BTreeMap<String, BTreeMap<String, Vec<String>>> {
     let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
