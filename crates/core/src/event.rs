@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderName, Method};
 use sha2::{Digest, Sha256};
 
@@ -70,12 +71,16 @@ impl EventId {
     /// The id with this text, which must be printable ASCII already.
     pub(crate) fn from_text(text: String) -> Self {
         debug_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "ids are encoded before");
-        if text.len() <= Self::LEN_MAX { Self(text) } else { Self(format!("sha256={}", hex(&Sha256::digest(text)))) }
+        if text.len() <= Self::LEN_MAX {
+            Self(text)
+        } else {
+            Self(format!("sha256={}", HEXLOWER.encode(&Sha256::digest(text))))
+        }
     }
 
     /// The id of a body that names none: its SHA-256.
     pub(crate) fn of_body(body: &[u8]) -> Self {
-        Self(format!("body-sha256={}", hex(&Sha256::digest(body))))
+        Self(format!("body-sha256={}", HEXLOWER.encode(&Sha256::digest(body))))
     }
 
     /// An id that no other event has.
@@ -126,7 +131,7 @@ impl EventKey {
 
 impl fmt::Debug for EventKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 
@@ -157,7 +162,7 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 
@@ -259,13 +264,6 @@ fn rfc3339(time: SystemTime) -> String {
     const LAST_SECOND_OF_9999: Duration = Duration::from_secs(253_402_300_799);
     let time = time.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + LAST_SECOND_OF_9999);
     humantime::format_rfc3339_millis(time).to_string()
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::{auth::Authenticated, event::Event, route::Leg};
 
+/// What the header of an attribute begins with; its name follows.
+const ATTRIBUTE_PREFIX: &str = "hookgate-attr-";
+
 /// An event addressed to one destination. Made from a [`crate::route::Plan`] only.
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -63,8 +66,11 @@ impl Message {
         if let Some(redacted) = &self.leg.redacted {
             each("hookgate-redacted", &sent_value(&redacted.pointers));
         }
+        let mut header = ATTRIBUTE_PREFIX.to_owned();
         for (name, value) in &event.attributes {
-            each(&format!("hookgate-attr-{name}"), &attribute_value(value));
+            header.truncate(ATTRIBUTE_PREFIX.len());
+            header.push_str(name);
+            each(&header, &attribute_value(value));
         }
         if let Some(trace) = &event.trace {
             each("traceparent", &trace.parent);

@@ -52,7 +52,8 @@ impl Pipeline {
     /// Takes a request through the pipeline, on a task of its own that goes on when the caller goes away.
     pub fn spawn(self: &Arc<Self>, source: Arc<Source>, request: Unverified) -> JoinHandle<Result<Answered, Refused>> {
         let pipeline = Arc::clone(self);
-        self.tasks.spawn(async move { pipeline.accept(&source, request).await })
+        // Boxed: it is some kilobytes, which would be copied from place to place until they are the task's.
+        self.tasks.spawn(Box::pin(async move { pipeline.accept(&source, request).await }))
     }
 
     /// Takes a request through the pipeline to its end.

@@ -5,10 +5,14 @@
 
 use std::borrow::Cow;
 
+use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-use crate::event::{Event, hex};
+use crate::event::Event;
+
+/// Room for what most templates render.
+const RENDERED_BYTES: usize = 64;
 
 /// What a rendered template is, which decides what is escaped in values and allowed in the text around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +160,7 @@ impl Template {
     }
 
     fn fill<'a>(&self, of: impl Fn(&Value) -> &'a str) -> String {
-        let mut text = String::new();
+        let mut text = String::with_capacity(RENDERED_BYTES);
         for part in &self.parts {
             match part {
                 Part::Text(plain) => text.push_str(plain),
@@ -263,7 +267,7 @@ fn escape(value: &str, grammar: Grammar, len_max: usize) -> Cow<'_, str> {
     if escaped.len() <= len_max {
         return escaped;
     }
-    let digest = hex(&Sha256::digest(value)[..8]);
+    let digest = HEXLOWER.encode(&Sha256::digest(value)[..8]);
     let mut cut = len_max - 1 - digest.len();
     while !escaped.is_char_boundary(cut) {
         cut -= 1;

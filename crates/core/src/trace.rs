@@ -5,6 +5,7 @@
 //!
 //! Source: W3C Trace Context, sections 3.2 and 3.3.
 
+use data_encoding::HEXLOWER;
 use http::HeaderMap;
 
 use crate::auth::Proof;
@@ -58,8 +59,14 @@ impl SpanContext {
 
     /// It as a `traceparent`.
     fn parent(&self) -> String {
-        let Self { trace, span, flags } = self;
-        format!("00-{trace:032x}-{span:016x}-{flags:02x}")
+        let mut parent = String::with_capacity(55);
+        parent.push_str("00-");
+        HEXLOWER.encode_append(&self.trace.to_be_bytes(), &mut parent);
+        parent.push('-');
+        HEXLOWER.encode_append(&self.span.to_be_bytes(), &mut parent);
+        parent.push('-');
+        HEXLOWER.encode_append(&[self.flags], &mut parent);
+        parent
     }
 }
 

@@ -119,10 +119,11 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         background.spawn(releaser.run(stops.background.clone()));
     }
     let admin_address = admin.local_addr().context("read the admin port")?;
-    let admin_routes = admin::router(Arc::clone(&telemetry) as _);
+    let admin_routes = admin::service(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
     let address = public.local_addr().context("read the public port")?;
-    let public = tokio::spawn(public.serve(relay.ingress().router(), stops.public.clone(), stops.public_abort.clone()));
+    let public =
+        tokio::spawn(public.serve(relay.ingress().service(), stops.public.clone(), stops.public_abort.clone()));
     let (reloads, requests) = mpsc::channel(1);
     telemetry.reloads_by(reloads);
     let reloader = tokio::spawn(

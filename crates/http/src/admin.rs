@@ -12,7 +12,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+
+use crate::server::Answers;
 
 /// What the admin port shows; the program implements it.
 pub trait Status: Send + Sync + 'static {
@@ -94,13 +97,13 @@ pub struct PartReadiness {
     pub for_seconds: u64,
 }
 
-/// The routes of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink, the dedup store or the spool is down, or the
+/// The service of the admin port: `/livez`, `/readyz` (`?strict=1` also fails while a sink, the dedup store or the spool is down, or the
 /// changed config cannot be used),
 /// `/metrics`, `POST /spool`, `POST /reload`, and the state of everything at `/`.
-pub fn router(status: Arc<dyn Status>) -> Router {
+pub fn service(status: Arc<dyn Status>) -> impl Answers {
     let (live, ready, metrics) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
     let (spool, reload, overview) = (Arc::clone(&status), Arc::clone(&status), status);
-    Router::new()
+    let routes = Router::new()
         .route(
             "/livez",
             get(async move || if live.live() { text(StatusCode::OK, "ok\n") } else { unavailable("stalled\n") }),
@@ -152,7 +155,8 @@ pub fn router(status: Arc<dyn Status>) -> Router {
                 Err(problems) => text(StatusCode::UNPROCESSABLE_ENTITY, problems),
             }),
         )
-        .route("/", get(async move || json(StatusCode::OK, &overview.ready())))
+        .route("/", get(async move || json(StatusCode::OK, &overview.ready())));
+    TowerToHyperService::new(routes)
 }
 
 fn unavailable(body: &'static str) -> Response {

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use hookgate_core::{
     config::ByteLimit,
@@ -14,6 +13,7 @@ use hookgate_core::{
 };
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
+use hyper::body::Body;
 use tokio::time::timeout_at;
 
 /// Slowest body that is waited for once `body_timeout` is used up, in bytes per second.
@@ -21,6 +21,11 @@ const BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
 /// Largest buffer that is made on the word of a Content-Length alone, in bytes.
 const ANNOUNCED_MAX: u64 = 64 * 1024;
+
+/// A body that has not been read.
+pub trait Content: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static> Content for B {}
 
 /// A body that was read whole, and its share of the byte budget.
 pub(crate) struct ReadBody {
@@ -36,7 +41,11 @@ pub(crate) struct BodyLimits<'a> {
 }
 
 /// Reads `body`. Its announced length is checked before anything is read.
-pub(crate) async fn read(headers: &HeaderMap, mut body: Body, limits: &BodyLimits<'_>) -> Result<ReadBody, Rejection> {
+pub(crate) async fn read(
+    headers: &HeaderMap,
+    mut body: impl Content,
+    limits: &BodyLimits<'_>,
+) -> Result<ReadBody, Rejection> {
     let announced = content_length(headers);
     if announced.is_some_and(|length| length > limits.max.0) {
         discard(headers, body);
@@ -76,7 +85,7 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 ///
 /// To close a socket with unread bytes resets it, and a sender that is still writing then loses the answer with it. A
 /// sender that asked first (`Expect: 100-continue`) has sent nothing yet and must not be told to go on.
-pub(crate) fn discard(headers: &HeaderMap, mut body: Body) {
+pub(crate) fn discard(headers: &HeaderMap, mut body: impl Content) {
     const AT_MOST: Duration = Duration::from_secs(2);
     if headers.contains_key(header::EXPECT) {
         return;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::{Router, extract::Request, response::Response};
+use axum::response::Response;
 use hookgate_core::{
     auth::{self, Unverified},
     event::SourceId,
@@ -17,14 +17,16 @@ use hookgate_core::{
     pipeline::Pipeline,
     source::Source,
 };
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use hyper::{body::Incoming, service::service_fn};
 use tokio::time::Instant;
 
 use crate::{
     ServerConfig,
-    body::{self, BodyLimits},
+    body::{self, BodyLimits, Content},
     places::Served,
     respond,
+    server::Answers,
 };
 
 /// What takes the requests of the public port. What it takes them to can be replaced while it does.
@@ -72,15 +74,21 @@ impl Ingress {
     }
 
     /// The service of the public port. It never redirects.
-    pub fn router(self: &Arc<Self>) -> Router {
+    ///
+    /// Paths are the config's and change with it, so that there is nothing for a router to know.
+    pub fn service(self: &Arc<Self>) -> impl Answers {
         let ingress = Arc::clone(self);
-        Router::new().fallback(move |request: Request| {
+        service_fn(move |request: Request<Incoming>| {
             let ingress = Arc::clone(&ingress);
-            async move { ingress.answer(request).await }
+            async move { Ok(ingress.answer(request).await) }
         })
     }
 
-    async fn answer(&self, request: Request) -> Response {
+    /// Answers one request; the connection's [`auth::Peer`] is among its extensions.
+    ///
+    /// # Cancel safety
+    /// When the client goes away, reading stops; once the body is complete the pipeline runs to its end regardless.
+    pub async fn answer(&self, request: Request<impl Content>) -> Response {
         let current = self.current.load_full();
         let source = match current.find(request.uri().path()) {
             Ok(source) => source,
@@ -94,15 +102,12 @@ impl Ingress {
         response
     }
 
-    /// Reads one request and takes it through the pipeline. The connection's [`auth::Peer`] is among its extensions.
-    ///
-    /// # Cancel safety
-    /// When the client goes away, reading stops; once the body is complete the pipeline runs to its end regardless.
+    /// Reads one request and takes it through the pipeline.
     async fn receive(
         &self,
         pipeline: &Arc<Pipeline>,
         source: &Arc<Source>,
-        request: Request,
+        request: Request<impl Content>,
     ) -> Result<Response, Rejection> {
         if request.method() != Method::POST && !source.handshake_methods().contains(request.method()) {
             return Err(Rejection::Method);

@@ -17,10 +17,11 @@ mod server;
 mod tls;
 
 pub use self::{
+    body::Content,
     config::{AdminConfig, OutboundConfig, ServerConfig},
     fetch::Fetcher,
     ingress::Ingress,
     proxied::ProxyProtocol,
-    server::{Limits, Server},
+    server::{Answers, Limits, Server},
     tls::{Tls, TlsConfig},
 };

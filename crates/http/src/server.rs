@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::response::Response;
 use hookgate_core::{
     auth::Peer,
     observe::{Observation, Observer, ProxyHeaderFailure, TlsFailure},
 };
-use http::{HeaderValue, Version, header};
+use http::{HeaderValue, Request, Version, header};
 use hyper::{
     body::Incoming,
     service::{Service, service_fn},
@@ -29,7 +29,6 @@ use hyper_util::{
         conn::auto,
         graceful::{GracefulShutdown, Watcher},
     },
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -80,6 +79,21 @@ impl Limits {
     /// Those of the admin port, where a scraper and a kubelet come by.
     pub const ADMIN: Self =
         Self { connections: 64, header_timeout: Duration::from_secs(5), keep_alive: Duration::from_secs(75) };
+}
+
+/// What answers the requests of a port. It never fails: what goes wrong is an answer.
+pub trait Answers:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Answers for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }
 
 /// A port that is bound and not served yet.
@@ -134,9 +148,9 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves `router` until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
+    /// Has `service` answer until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
-    pub async fn serve(self, router: Router, stop: CancellationToken, abort: CancellationToken) {
+    pub async fn serve(self, service: impl Answers, stop: CancellationToken, abort: CancellationToken) {
         let Self { listener, limits, proxy_protocol, tls, leaving, observer } = self;
         let places = Places::new(limits.connections);
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
@@ -145,7 +159,7 @@ impl Server {
             let (guard, place) = (Open::new(&observer), Arc::new(place));
             let connection = Connection {
                 builder: builder.clone(),
-                router: router.clone(),
+                service: service.clone(),
                 watcher: graceful.watcher(),
                 header_timeout: limits.header_timeout,
                 proxy: proxy_protocol.is_spoken_by(address.ip()).then_some(address.ip()),
@@ -236,9 +250,9 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 }
 
 /// One connection and what it is served with.
-struct Connection {
+struct Connection<S> {
     builder: auto::Builder<TokioExecutor>,
-    router: Router,
+    service: S,
     watcher: Watcher,
     header_timeout: Duration,
     /// The load balancer at its other end, where it has to begin with a PROXY header.
@@ -249,7 +263,7 @@ struct Connection {
     observer: Arc<dyn Observer>,
 }
 
-impl Connection {
+impl<S: Answers> Connection<S> {
     /// From its first byte to its end. A connection that has not said who it is, has not shaken hands or has sent no request's
     /// head in time is dropped, in whatever state it is.
     async fn serve(mut self, mut stream: TcpStream, tls: Option<Tls>, stop: CancellationToken) {
@@ -290,10 +304,10 @@ impl Connection {
 
     /// `deadline` is that of the first request's head.
     async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, deadline: Instant) {
-        let Self { builder, router, watcher, peer, leaving, place, .. } = self;
+        let Self { builder, service, watcher, peer, leaving, place, .. } = self;
         let requested = Arc::new(AtomicBool::new(false));
-        let (router, seen) = (TowerToHyperService::new(router), Arc::clone(&requested));
-        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let seen = Arc::clone(&requested);
+        let service = service_fn(move |mut request: Request<Incoming>| {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
             let served = place.serve();
@@ -301,7 +315,7 @@ impl Connection {
                 request.extensions_mut().insert(served.clone());
             }
             let keeps = request.version() < Version::HTTP_2;
-            let (answer, leaving) = (router.call(request), Arc::clone(&leaving));
+            let (answer, leaving) = (service.call(request), Arc::clone(&leaving));
             async move {
                 let mut answer = answer.await?;
                 if let Some(served) = served {

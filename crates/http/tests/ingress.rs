@@ -28,11 +28,7 @@ use hookgate_testkit::{
     recorder::Recorder,
 };
 use http_body_util::{BodyExt, Full};
-use hyper::service::Service;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -65,12 +61,12 @@ impl Relay {
         let observer: Arc<dyn Observer> = Arc::clone(&recorder) as _;
         let routes = json!([{ "to": [{ "sink": "sink" }] }]);
         let pipeline = Arc::new(TestEvent::new("any").pipeline(std::slice::from_ref(&sink), &routes, &observer));
-        let router = Ingress::new(Arc::clone(&pipeline), &[self::source(source, &config)], &config).router();
+        let service = Ingress::new(Arc::clone(&pipeline), &[self::source(source, &config)], &config).service();
         let server = Server::bind(config.listen, Limits::from(&config), observer).expect("a free port");
         let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
         let leaving = Arc::new(AtomicBool::new(false));
         let server = server.with_leaving(Arc::clone(&leaving));
-        let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));
+        let served = tokio::spawn(server.serve(service, stop.clone(), CancellationToken::new()));
         Self { address, sink, recorder, pipeline, stop, leaving, served }
     }
 
@@ -342,10 +338,9 @@ async fn the_path_of_a_source_that_was_taken_away_is_unknown_after_a_minute() {
         || TestEvent::new("any").pipeline(&[Arc::clone(&sink)], &json!([{ "to": [{ "sink": "sink" }] }]), &observer);
     let config = ServerConfig::default();
     let ingress = Ingress::new(Arc::new(pipeline()), &[source(&json!({}), &config)], &config);
-    let service = TowerToHyperService::new(ingress.router());
     let status = async || {
         let request = http::Request::post("/hook").body(axum::body::Body::empty()).expect("a request");
-        service.call(request).await.expect("never fails").status().as_u16()
+        ingress.answer(request).await.status().as_u16()
     };
     assert_eq!(status().await, 401);
     ingress.replace(Arc::new(pipeline()), &[]);

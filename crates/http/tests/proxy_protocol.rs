@@ -73,13 +73,13 @@ fn start(allowed: &[&str], tls: Option<Tls>, adjust: impl FnOnce(&mut ServerConf
     let surroundings = Surroundings { auth, ..config.max_body.into() };
     let mut resolve = |_: &_| Err("no secrets here".to_owned());
     let source = Source::compile(SourceId::new(0, "test"), &source, &surroundings, &mut resolve).expect("good");
-    let router = Ingress::new(pipeline, &[Arc::new(source)], &config).router();
+    let service = Ingress::new(pipeline, &[Arc::new(source)], &config).service();
     let server = Server::bind(config.listen, Limits::from(&config), observer)
         .expect("a free port")
         .with_proxy_protocol(config.proxy_protocol().expect("networks"))
         .with_tls(tls);
     let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
-    let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));
+    let served = tokio::spawn(server.serve(service, stop.clone(), CancellationToken::new()));
     Relay { address, recorder, stop, served }
 }
 

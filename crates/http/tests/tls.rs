@@ -128,11 +128,11 @@ fn start(scheme: &Value, tls: Option<Tls>, adjust: impl FnOnce(&mut ServerConfig
     let surroundings = Surroundings { auth, ..config.max_body.into() };
     let mut resolve = |_: &_| Err("no secrets here".to_owned());
     let source = Source::compile(SourceId::new(0, "test"), &source, &surroundings, &mut resolve).expect("good");
-    let router = Ingress::new(Arc::clone(&pipeline), &[Arc::new(source)], &config).router();
+    let service = Ingress::new(Arc::clone(&pipeline), &[Arc::new(source)], &config).service();
     let server =
         Server::bind(config.listen, Limits::from(&config), observer).expect("a free port").with_tls(tls.clone());
     let (address, stop) = (server.local_addr().expect("bound"), CancellationToken::new());
-    let served = tokio::spawn(server.serve(router, stop.clone(), CancellationToken::new()));
+    let served = tokio::spawn(server.serve(service, stop.clone(), CancellationToken::new()));
     Relay { address, recorder, tls, stop, served }
 }
 

@@ -5,7 +5,7 @@
 //! versions can run side by side: what one cannot read counts as somebody's claim, which ends with its lease, and never as an
 //! accepted event.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hookgate_core::{
@@ -26,7 +26,14 @@ pub(crate) fn name(prefix: &str, event: EventKey) -> String {
 
 /// The value of a claim.
 pub(crate) fn claim(owner: Owner, lease: Duration) -> String {
-    format!("{}:{}", claim_of(owner), lease.as_millis())
+    let mut value = String::with_capacity(48);
+    write!(value, "1P{owner}:{}", millis(lease)).expect("memory takes it");
+    value
+}
+
+/// Redis takes whole milliseconds from 1 up.
+pub(crate) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64 / 2)
 }
 
 /// What the value of every claim of `owner` begins with.

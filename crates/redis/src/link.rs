@@ -91,6 +91,15 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// What has to bound its first sending so that it ends by `budget`, which has just begun. The library gives a command as long
+    /// itself, and a second timer for it costs more than the command; a script may take two commands.
+    fn bound(&self, budget: Deadline) -> Option<Deadline> {
+        match self {
+            Self::Command(_) => None,
+            Self::Script(..) => Some(budget),
+        }
+    }
+
     /// Sends it, once.
     pub(crate) fn send_by<'a, T: FromRedisValue + Send>(
         &'a self,
@@ -144,13 +153,13 @@ impl Link {
     pub(crate) async fn send<T: FromRedisValue + Send>(&self, request: &Request) -> Result<T, Trouble> {
         let budget = Deadline::after(self.timeout);
         let live = self.live()?;
-        let trouble = match self.once(&live, budget, request).await {
+        let trouble = match self.once(&live, request.bound(budget), request).await {
             Ok(answer) => return Ok(answer),
             Err(trouble) if trouble.cure == Cure::Reconnect => trouble,
             Err(trouble) => return Err(trouble),
         };
         match budget.bound(self.after(live.number)).await {
-            Ok(Some(next)) => self.once(&next, budget, request).await,
+            Ok(Some(next)) => self.once(&next, Some(budget), request).await,
             _ => Err(trouble),
         }
     }
@@ -158,12 +167,15 @@ impl Link {
     async fn once<T: FromRedisValue + Send>(
         &self,
         live: &Live,
-        budget: Deadline,
+        bound: Option<Deadline>,
         request: &Request,
     ) -> Result<T, Trouble> {
         let mut connection = live.connection.clone();
-        let outcome = budget.bound(request.send_by(&mut connection)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(Trouble::silent()));
+        let answer = request.send_by(&mut connection);
+        let outcome = match bound {
+            Some(bound) => bound.bound(answer).await.unwrap_or_else(|_| Err(Trouble::silent())),
+            None => answer.await,
+        };
         match &outcome {
             Ok(_) => live.silences.store(0, Ordering::Relaxed),
             Err(trouble) => self.suffer(live, trouble),
@@ -279,7 +291,7 @@ async fn watch_over(link: &Link, live: &Live, changes: &mut watch::Receiver<Stat
             _ = changes.changed() => {}
             () = sleep(TRIAL_INTERVAL) => {
                 // What it comes to, the link knows.
-                let _: Result<(), Trouble> = link.once(live, Deadline::after(link.timeout), &ping).await;
+                let _: Result<(), Trouble> = link.once(live, None, &ping).await;
             }
         }
     }

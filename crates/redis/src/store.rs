@@ -18,7 +18,7 @@ use hookgate_core::{
     observe::Observer,
     secret::ResolveSecret,
 };
-use redis::{FromRedisValue, Script};
+use redis::{Cmd, FromRedisValue, Script};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -32,6 +32,10 @@ use crate::{
 /// Longest wait for the first connection. A Redis that is there answers in milliseconds; one that is not does not hold up the
 /// start.
 const FIRST_CONNECTION_MAX: Duration = Duration::from_millis(500);
+
+/// Room for a command, so that it is not made again for each of its arguments.
+const COMMAND_ARGUMENTS: usize = 7;
+const COMMAND_BYTES: usize = 128;
 
 /// Deletes a claim that begins as ours does.
 static RELEASE: LazyLock<Script> = LazyLock::new(|| {
@@ -106,13 +110,13 @@ impl ClaimStore for RedisStore {
         owner: Owner,
         lease: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        let arguments = vec![from.0.to_string(), entry::claim(owner, lease), millis(lease).to_string()];
+        let arguments = vec![from.0.to_string(), entry::claim(owner, lease), entry::millis(lease).to_string()];
         Box::pin(self.send(Request::Script(&TAKE_OVER, self.name(key), arguments)))
     }
 
     fn commit(&self, key: EventKey, body: Fingerprint, window: Duration) -> BoxFuture<'_, Result<(), StoreError>> {
-        let mut command = redis::cmd("SET");
-        command.arg(self.name(key)).arg(entry::accepted(body)).arg("PX").arg(millis(window));
+        let mut command = Cmd::with_capacity(COMMAND_ARGUMENTS, COMMAND_BYTES);
+        command.arg("SET").arg(self.name(key)).arg(entry::accepted(body)).arg("PX").arg(entry::millis(window));
         Box::pin(self.send(Request::Command(command)))
     }
 
@@ -156,12 +160,8 @@ pub(crate) async fn trial(connection: &mut Connection, prefix: &str, owner: Owne
 }
 
 fn claim(key: &str, owner: Owner, lease: Duration) -> Request {
-    let mut command = redis::cmd("SET");
-    command.arg(key).arg(entry::claim(owner, lease)).arg("NX").arg("GET").arg("PX").arg(millis(lease));
+    let mut command = Cmd::with_capacity(COMMAND_ARGUMENTS, COMMAND_BYTES);
+    let value = entry::claim(owner, lease);
+    command.arg("SET").arg(key).arg(value).arg("NX").arg("GET").arg("PX").arg(entry::millis(lease));
     Request::Command(command)
-}
-
-/// Redis takes whole milliseconds from 1 up.
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64 / 2)
 }

@@ -1,6 +1,6 @@
 //! The sink: one attempt for each message, on the connection that is up now.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, iter, sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectOptions, HeaderMap, HeaderName, HeaderValue,
@@ -15,6 +15,10 @@ use hookgate_core::{
     observe::Observer,
     secret::ResolveSecret,
     sink::{Capabilities, ConnectError, PublishError, Receipt, Sink, Target},
+};
+use serde::{
+    Deserialize,
+    de::{self, value::MapDeserializer},
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -34,10 +38,15 @@ const PAUSES_FOR_A_LEADER: [Duration; 2] = [Duration::from_millis(250); 2];
 /// the start.
 const FIRST_CONNECTION_MAX: Duration = Duration::from_secs(2);
 
+/// Headers that a map has room for from the beginning. Most messages have fewer than twenty.
+const HEADERS_ROOM: usize = 28;
+
 /// A sink that publishes to one JetStream stream.
 pub struct NatsSink {
     id: SinkId,
     stream: Arc<str>,
+    /// What the headers of every message begin with, and room for the rest.
+    headers: HeaderMap,
     servers: String,
     link: Arc<watch::Sender<Link>>,
     /// Publishes that have begun and not ended. It only wakes `close`.
@@ -71,6 +80,7 @@ pub async fn connect(
     let sink = NatsSink {
         id,
         stream: config.stream.as_str().into(),
+        headers: common_headers(&config.stream),
         servers,
         link,
         in_flight: watch::Sender::new(0),
@@ -148,7 +158,7 @@ impl NatsSink {
         let ack = loop {
             let live = self.live()?;
             // Made anew for the rare second time: a copy kept for it would cost every message as much.
-            let headers = headers(message, &self.stream)?;
+            let headers = headers(message, self.headers.clone())?;
             let outbound = PublishMessage::build().payload(message.body().clone()).headers(headers);
             match live.publish(subject, outbound, &self.stream, deadline).await {
                 Ok(ack) => break ack,
@@ -225,9 +235,16 @@ async fn waited_for_a_leader(cause: &Cause, pauses: &mut impl Iterator<Item = Du
     }
 }
 
-/// The message's headers and ours. Checked here, since the library panics on one that it cannot send.
-fn headers(message: &Message, stream: &str) -> Result<HeaderMap, Cause> {
-    let mut headers = HeaderMap::new();
+/// The header that says which stream is meant, in a map with room for all that a message has: to make that room step by step
+/// costs more than all else about the headers, and a map that is read from somewhere is the only one that comes with it.
+fn common_headers(stream: &str) -> HeaderMap {
+    let entries = iter::repeat_n(("Nats-Expected-Stream", vec![stream]), HEADERS_ROOM);
+    let entries: MapDeserializer<'_, _, de::value::Error> = MapDeserializer::new(entries);
+    HeaderMap::deserialize(entries).expect("texts are what it is read from")
+}
+
+/// The message's headers, beside those that are there. Checked here, since the library panics on one that it cannot send.
+fn headers(message: &Message, mut headers: HeaderMap) -> Result<HeaderMap, Cause> {
     let mut unsendable = None;
     let mut append = |name: &str, value: &str| match (header_name(name), value.parse::<HeaderValue>()) {
         (Ok((name, Often::Once)), Ok(value)) => headers.insert(name, value),
@@ -236,7 +253,6 @@ fn headers(message: &Message, stream: &str) -> Result<HeaderMap, Cause> {
     };
     message.for_each_header(&mut append);
     append("Nats-Msg-Id", &message.broker_id());
-    append("Nats-Expected-Stream", stream);
     match unsendable {
         Some(name) => Err(Cause::NotAHeader { name }),
         None => Ok(headers),
@@ -261,7 +277,7 @@ fn header_name(name: &str) -> Result<(HeaderName, Often), ParseHeaderNameError> 
     }
     known! {
         "ce-specversion" "ce-id" "ce-source" "ce-type" "ce-time" "content-type" "hookgate-source" "hookgate-event-id"
-        "hookgate-received-at" "hookgate-route" "traceparent" "Nats-Msg-Id" "Nats-Expected-Stream"
+        "hookgate-received-at" "hookgate-route" "traceparent" "Nats-Msg-Id"
     }
     Ok((name.parse()?, Often::Maybe))
 }

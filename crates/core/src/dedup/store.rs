@@ -5,6 +5,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
+use data_encoding::HEXLOWER;
 use futures_util::future::BoxFuture;
 
 use crate::{
@@ -53,7 +54,10 @@ impl Owner {
 impl fmt::Display for Owner {
     /// 32 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        // Made for every claim: the formatter would look at each digit for its width.
+        let mut digits = [0; 32];
+        HEXLOWER.encode_mut(&self.0.to_be_bytes(), &mut digits);
+        f.write_str(std::str::from_utf8(&digits).expect("hexadecimal digits are ASCII"))
     }
 }
 
