@@ -182,7 +182,8 @@ fn words(code: Code) -> String {
     code.to_string()
 }
 
-fn is_missing_topic(code: Code) -> bool {
+/// Whether `code` says that there is no such topic.
+pub(crate) fn is_missing_topic(code: Code) -> bool {
     matches!(
         code,
         Code::UnknownTopicOrPartition

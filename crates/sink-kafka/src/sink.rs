@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     access::{Access, AccessError},
     config::Config,
-    error::{Cause, Disconnected, position},
+    error::{Cause, Disconnected, is_missing_topic, position},
     producer::{Answer, Live, Maker},
     watch::{ANSWER_MAX, Link, State, Watch},
 };
@@ -154,14 +154,19 @@ impl KafkaSink {
         if deadline.has_passed() {
             return Err(Cause::NotSent);
         }
-        let mut result = self.send(topic, key, message, deadline).await;
-        if let Err(cause) = &result
-            && cause.may_be_remembered()
-            && self.was_mended(topic, deadline).await
-        {
-            result = self.send(topic, key, message, deadline).await;
+        let result = self.send(topic, key, message, deadline).await;
+        match &result {
+            Err(cause) if cause.may_be_remembered() => match self.ask_about(topic, deadline).await {
+                Some(Answer::Ready) => self.send(topic, key, message, deadline).await,
+                _ => result,
+            },
+            // What is on its way to a topic that is deleted ends so too. Where there is no topic, nothing is stored.
+            Err(Cause::GivenUp) => match self.ask_about(topic, deadline).await {
+                Some(Answer::Refused(code)) if is_missing_topic(code) => Err(Cause::of_topic(code, topic)),
+                _ => result,
+            },
+            _ => result,
         }
-        result
     }
 
     async fn send(&self, topic: &str, key: &str, message: &Message, deadline: Deadline) -> Result<Receipt, Cause> {
@@ -179,16 +184,12 @@ impl KafkaSink {
         Ok(Receipt::acknowledged(message, position))
     }
 
-    /// Asks for a topic of which librdkafka thinks ill, and says whether that has become wrong.
-    async fn was_mended(&self, topic: &str, deadline: Deadline) -> bool {
-        let Ok(_question) = self.questions.try_acquire() else {
-            return false;
-        };
-        let Ok(live) = self.live() else {
-            return false;
-        };
+    /// What the cluster says of a topic now, if not too many ask. librdkafka may remember something else.
+    async fn ask_about(&self, topic: &str, deadline: Deadline) -> Option<Answer> {
+        let _question = self.questions.try_acquire().ok()?;
+        let live = self.live().ok()?;
         let asking = live.ask(Some(topic), deadline.remaining().min(ANSWER_MAX));
-        matches!(deadline.bound(asking).await, Ok(Ok(Answer::Ready)))
+        deadline.bound(asking).await.ok()?.ok()
     }
 
     /// Before a first message no topic is known; then any answer will do.
