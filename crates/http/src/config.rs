@@ -9,6 +9,7 @@ use std::{
 use hookgate_core::{
     auth,
     config::{self, ByteLimit, Problem},
+    intake::Rate,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,9 @@ pub struct ServerConfig {
     /// Most body bytes held at once; past that senders get 503. Default: 256 MiB. Memory use can reach about twice that
     /// while bodies are being read.
     pub max_in_flight_bytes: ByteLimit,
+    /// Refusals (4xx) that are told at once; beyond that each waits for 100 ms, so that whoever sends wrong signatures as fast
+    /// as they are refused does not keep the processor from the events of others. Default: `"1000/s"`.
+    pub prompt_refusals: Rate,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.
     #[serde(with = "config::duration")]
     #[schemars(with = "config::DurationText")]
@@ -97,6 +101,7 @@ impl Default for ServerConfig {
             max_connections: 4096,
             max_in_flight: 4096,
             max_in_flight_bytes: ByteLimit::mib(256),
+            prompt_refusals: "1000/s".parse().expect("it is a rate"),
             drain_delay: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(20),
         }

@@ -27,6 +27,7 @@ use crate::{
     places::Served,
     respond,
     server::Answers,
+    tarpit::Tarpit,
 };
 
 /// What takes the requests of the public port. What it takes them to can be replaced while it does.
@@ -34,6 +35,7 @@ pub struct Ingress {
     current: ArcSwap<Generation>,
     admission: Arc<Admission>,
     body_timeout: Duration,
+    tarpit: Tarpit,
 }
 
 /// The sources and the pipeline of one config. A request belongs to the one that was current when it came, to its end.
@@ -61,7 +63,8 @@ impl Ingress {
     pub fn new(pipeline: Arc<Pipeline>, sources: &[Arc<Source>], config: &ServerConfig) -> Arc<Self> {
         let admission = Admission::new(config.max_in_flight as u64, config.max_in_flight_bytes.0);
         let current = Generation { pipeline, sources: by_path(sources), gone: HashMap::new() };
-        Arc::new(Self { current: ArcSwap::from_pointee(current), admission, body_timeout: config.body_timeout })
+        let tarpit = Tarpit::new(config.prompt_refusals);
+        Arc::new(Self { current: ArcSwap::from_pointee(current), admission, body_timeout: config.body_timeout, tarpit })
     }
 
     /// Takes what `sources` send to `pipeline` from now on. Requests that have come already go on as they were.
@@ -89,6 +92,14 @@ impl Ingress {
     /// # Cancel safety
     /// When the client goes away, reading stops; once the body is complete the pipeline runs to its end regardless.
     pub async fn answer(&self, request: Request<impl Content>) -> Response {
+        let response = self.answer_at_once(request).await;
+        if response.status().is_client_error() {
+            self.tarpit.hold().await;
+        }
+        response
+    }
+
+    async fn answer_at_once(&self, request: Request<impl Content>) -> Response {
         let current = self.current.load_full();
         let source = match current.find(request.uri().path()) {
             Ok(source) => source,

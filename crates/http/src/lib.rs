@@ -14,6 +14,7 @@ mod places;
 mod proxied;
 mod respond;
 mod server;
+mod tarpit;
 mod tls;
 
 pub use self::{

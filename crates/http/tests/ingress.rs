@@ -354,6 +354,26 @@ async fn the_path_of_a_source_that_was_taken_away_is_unknown_after_a_minute() {
     assert_eq!(status().await, 401, "and back");
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_is_refused_too_often_waits_and_nobody_else() {
+    let (sink, observer) = (FakeSink::new(SinkId::new(0, "sink")), Arc::new(Recorder::default()) as Arc<dyn Observer>);
+    let pipeline = TestEvent::new("any").pipeline(&[sink], &json!([{ "to": [{ "sink": "sink" }] }]), &observer);
+    let config = ServerConfig { prompt_refusals: "2/h".parse().expect("a rate"), ..ServerConfig::default() };
+    let ingress = Ingress::new(Arc::new(pipeline), &[source(&json!({}), &config)], &config);
+    let answer = async |path: &str, token: &str| {
+        let request = http::Request::post(path).header("authorization", token);
+        let begun = tokio::time::Instant::now();
+        let response = ingress.answer(request.body(Full::new(Bytes::from_static(b"x"))).expect("a request")).await;
+        (response.status().as_u16(), begun.elapsed())
+    };
+    let (none, moment) = (Duration::ZERO, Duration::from_millis(100));
+    assert_eq!(answer("/hook", "Bearer wrong").await, (401, none));
+    assert_eq!(answer("/elsewhere", TOKEN.1).await, (404, none));
+    let (status, waited) = answer("/hook", "Bearer wrong").await;
+    assert!(status == 401 && waited >= moment, "{status} after {waited:?}");
+    assert_eq!(answer("/hook", TOKEN.1).await, (200, none));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_in_flight_have_a_byte_budget() {
     let relay = Relay::start(|config| config.max_in_flight_bytes = "1 KiB".parse().expect("a size")).await;
