@@ -88,6 +88,11 @@ struct Ports {
 }
 
 impl KafkaServer {
+    /// Whether there are a Java and the jars to start one, for those that can do without.
+    pub fn is_installed() -> bool {
+        process::is_installed("java") && libs_dir().is_dir()
+    }
+
     /// Starts a server on free ports with an empty store, and waits until it serves.
     ///
     /// # Panics
@@ -180,8 +185,7 @@ impl KafkaServer {
 /// puts them.
 fn libs() -> &'static Path {
     static LIBS: LazyLock<PathBuf> = LazyLock::new(|| {
-        let fetched = format!("{}/../../target/tools/kafka-{KAFKA_VERSION}/libs", env!("CARGO_MANIFEST_DIR"));
-        let libs = env::var_os("HOOKGATE_TEST_KAFKA_LIBS").map_or_else(|| PathBuf::from(fetched), PathBuf::from);
+        let libs = libs_dir();
         assert!(
             libs.is_dir(),
             "no Kafka in {}: let tests/run fetch it, or set HOOKGATE_TEST_KAFKA_LIBS to the libs directory of one",
@@ -190,6 +194,11 @@ fn libs() -> &'static Path {
         libs
     });
     &LIBS
+}
+
+fn libs_dir() -> PathBuf {
+    let fetched = format!("{}/../../target/tools/kafka-{KAFKA_VERSION}/libs", env!("CARGO_MANIFEST_DIR"));
+    env::var_os("HOOKGATE_TEST_KAFKA_LIBS").map_or_else(|| PathBuf::from(fetched), PathBuf::from)
 }
 
 /// A Java that starts quickly rather than one that runs fast.

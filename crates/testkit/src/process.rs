@@ -153,18 +153,30 @@ impl Drop for Process {
 /// # Panics
 /// When there is none, with a line that says how to get it. The Debian package must be called as the program is.
 pub fn program(name: &str) -> PathBuf {
-    let variable = format!("HOOKGATE_TEST_{}", name.to_uppercase().replace('-', "_"));
+    let variable = variable_of(name);
     if let Some(path) = env::var_os(&variable) {
         let path = PathBuf::from(path);
         assert!(path.is_file(), "{variable} names {}, which is no file", path.display());
         return path;
     }
+    on_path(name).unwrap_or_else(|| panic!("{name} not found: install the {name} package, or set {variable}"))
+}
+
+/// Whether [`program`] would find it.
+pub fn is_installed(name: &str) -> bool {
+    env::var_os(variable_of(name)).is_some() || on_path(name).is_some()
+}
+
+fn variable_of(name: &str) -> String {
+    format!("HOOKGATE_TEST_{}", name.to_uppercase().replace('-', "_"))
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
     let path: OsString = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain([PathBuf::from("/usr/sbin")])
         .map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file())
-        .unwrap_or_else(|| panic!("{name} not found: install the {name} package, or set {variable}"))
 }
 
 /// A loopback port that nothing listens on. No second call in this process returns the same one.
@@ -248,6 +260,12 @@ mod tests {
         process.terminate();
         assert!(process.wait(LIMIT).await.success());
         assert_eq!(process.log(), "ready\nbye\n");
+    }
+
+    #[test]
+    fn what_is_nowhere_is_not_installed() {
+        assert!(is_installed("sh"));
+        assert!(!is_installed("hookgate-no-such-program"));
     }
 
     #[test]

@@ -92,6 +92,11 @@ struct Ports {
 pub struct Borrowed(Option<RabbitServer>);
 
 impl RabbitServer {
+    /// Whether there is a `rabbitmq-server` to start, for those that can do without.
+    pub fn is_installed() -> bool {
+        Path::new(PROGRAM).is_file() || process::is_installed("rabbitmq-server")
+    }
+
     /// Starts a server on free ports with an empty store, and waits until it lets the testkit in.
     ///
     /// # Panics
