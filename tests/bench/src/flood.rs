@@ -18,7 +18,7 @@ use crate::{
     load::{self, Outcome, Pace, Plan, Reuse},
     report::Files,
     slow::{self, Drip, Held},
-    system::{Brokers, PATH, QUIET_PATH, Server, Setup, System},
+    system::{Addresses, PATH, QUIET_PATH, Server, Setup, System},
     usage::Usage,
 };
 
@@ -95,14 +95,12 @@ impl Flood {
         ensure!(self.slow_connections <= most, "{most} slow connections at most");
         ensure!(self.duration > HEAD_START, "a flood takes longer than {HEAD_START:?}");
         raise_file_limit(self.slow_connections + self.connections + 1000)?;
-        let (programs, out, cores) = (self.files.programs()?, self.files.out()?, Cores::choose()?);
+        let (programs, out, cores) = (self.files.programs(&[])?, self.files.out()?, Cores::choose()?);
         cores.join_others()?;
-        // Nothing here has brokers.
-        let brokers = Brokers { redis: String::new(), nats: String::new() };
         let mut text = self.about(cores);
         for (name, scenario) in SCENARIOS {
             eprintln!("{name}");
-            let server = System::Hookgate(Setup::Stdout).start(&programs, &brokers, cores)?;
+            let server = System::Hookgate(Setup::Stdout).start(&programs, &Addresses::default(), cores)?;
             text.push_str(&self.measure(name, *scenario, &server)?);
         }
         let file = out.join("flood.md");

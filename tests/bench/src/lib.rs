@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod answer;
+mod brokers;
 mod cli;
 mod cores;
 mod event;

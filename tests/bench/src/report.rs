@@ -16,20 +16,15 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use hookgate_testkit::{
-    nats::{NatsConfig, NatsServer},
-    process::program,
-    redis::{RedisConfig, RedisServer},
-};
-use serde_json::json;
 
 use crate::{
     SECRET,
+    brokers::{Broker, Brokers},
     cores::Cores,
     event::{BODY_BYTES_MIN, Events, Kind},
     load::{self, Outcome, Pace, Plan, Reuse},
     stored,
-    system::{Brokers, PATH, Programs, Rule, STREAM, SUBJECTS, Setup, System},
+    system::{Addresses, PATH, Programs, Rule, Setup, System},
     usage::{CoreUse, Usage},
     yardstick::Threads,
 };
@@ -74,12 +69,12 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// The programs to start; hookgate is built unless it was named.
-    pub(crate) fn programs(&self) -> anyhow::Result<Programs> {
+    /// The programs to start; hookgate is built, with what these brokers ask for, unless it was named.
+    pub(crate) fn programs(&self, brokers: &[Broker]) -> anyhow::Result<Programs> {
         let own = env::current_exe().context("find this program")?;
         let hookgate = match &self.hookgate {
             Some(path) => path.canonicalize().with_context(|| format!("find {}", path.display()))?,
-            None => build()?,
+            None => build(brokers)?,
         };
         Ok(Programs { hookgate, own })
     }
@@ -102,11 +97,14 @@ fn target() -> anyhow::Result<PathBuf> {
     Ok(profile.and_then(|dir| dir.parent()).context("find the target directory: name --out and --hookgate")?.to_owned())
 }
 
-fn build() -> anyhow::Result<PathBuf> {
+fn build(brokers: &[Broker]) -> anyhow::Result<PathBuf> {
     let target = target()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--locked", "--package", "hookgate", "--target-dir"]).arg(&target);
+    if brokers.contains(&Broker::Kafka) {
+        command.args(["--features", "kafka"]);
+    }
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     // What cargo has told this program about itself would have some build scripts run anew each time, `ring`'s first of all.
     for (name, _) in env::vars_os() {
@@ -128,7 +126,8 @@ pub(crate) enum Storage {
 }
 
 impl Storage {
-    fn name(self) -> &'static str {
+    /// What JetStream calls it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::File => "file",
@@ -164,6 +163,8 @@ const TO_BROKERS: &str = "2. New, deduplicated in Redis, published to JetStream"
 const REPEATS: &str = "3. Repeats of one event";
 const REFUSED: &str = "4. Wrong signature";
 const ROUTED: &str = "5. New, behind routes that do not match";
+const TO_RABBIT: &str = "6. New, deduplicated in Redis, published to RabbitMQ";
+const TO_KAFKA: &str = "7. New, deduplicated in Redis, published to Kafka";
 
 fn cases() -> Vec<Case> {
     let case = |path, system, kind| Case { path, detail: "", system, kind };
@@ -175,10 +176,10 @@ fn cases() -> Vec<Case> {
         case(TO_STDOUT, System::Hookgate(Setup::Stdout), Kind::New),
         case(TO_STDOUT, System::Bare(Threads::Current), Kind::New),
         case(TO_STDOUT, System::Bare(Threads::Two), Kind::New),
-        case(TO_BROKERS, System::Hookgate(Setup::Brokers), Kind::New),
+        case(TO_BROKERS, System::Hookgate(Setup::Brokers(Broker::JetStream)), Kind::New),
         case(TO_BROKERS, System::Composite(Threads::Current), Kind::New),
         case(TO_BROKERS, System::Composite(Threads::Two), Kind::New),
-        case(REPEATS, System::Hookgate(Setup::Brokers), Kind::Duplicate),
+        case(REPEATS, System::Hookgate(Setup::Brokers(Broker::JetStream)), Kind::Duplicate),
         case(REPEATS, System::Composite(Threads::Current), Kind::Duplicate),
         case(REFUSED, System::Hookgate(Setup::Stdout), Kind::Unsigned),
         case(REFUSED, System::Bare(Threads::Current), Kind::Unsigned),
@@ -186,6 +187,10 @@ fn cases() -> Vec<Case> {
         routes(100, Rule::Equality, ", 100 routes, equalities"),
         routes(1, Rule::Body, ", 1 route, into the body"),
         routes(100, Rule::Body, ", 100 routes, into the body"),
+        case(TO_RABBIT, System::Hookgate(Setup::Brokers(Broker::RabbitMq)), Kind::New),
+        case(TO_RABBIT, System::CompositeAmqp(Threads::Current), Kind::New),
+        case(TO_RABBIT, System::CompositeAmqp(Threads::Two), Kind::New),
+        case(TO_KAFKA, System::Hookgate(Setup::Brokers(Broker::Kafka)), Kind::New),
     ]
 }
 
@@ -208,7 +213,7 @@ pub(crate) struct Figures {
     ready_ms: f64,
     /// Events that were not answered as they should have been.
     wrong: f64,
-    /// Accepted events that were not in the stream.
+    /// Accepted events that the broker did not have.
     lost: f64,
 }
 
@@ -228,13 +233,15 @@ impl Report {
         if self.quick {
             (self.rounds, self.duration) = (1, Duration::from_secs(1));
         }
-        let (programs, out, cores) = (self.files.programs()?, self.files.out()?, Cores::choose()?);
+        let (cases, left_out) = possible(self.chosen());
+        let wanted: Vec<Broker> = cases.iter().filter_map(|case| case.system.broker()).collect();
+        let (programs, out, cores) = (self.files.programs(&wanted)?, self.files.out()?, Cores::choose()?);
         cores.join_others()?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         runtime.block_on(async {
-            let bench = Bench::start(&self, programs, cores).await;
-            let cases = self.chosen();
+            let brokers = Brokers::start(self.storage, &wanted).await?;
+            let bench = Bench { report: &self, programs, cores, addresses: brokers.addresses(), brokers };
             let mut figures = vec![Vec::new(); cases.len()];
             for round in 1..=self.rounds {
                 for (case, figures) in cases.iter().zip(&mut figures) {
@@ -243,14 +250,14 @@ impl Report {
                 }
             }
             let lines: Vec<_> = cases.into_iter().zip(figures).collect();
-            let text = format!("{}{}", bench.about().await, table::render(&lines));
+            let text = format!("{}{left_out}{}", bench.about().await, table::render(&lines));
             fs::write(out.join("report.md"), &text).context("write report.md")?;
             fs::write(out.join("report.svg"), plot::render(&lines)).context("write report.svg")?;
             println!("{text}");
             eprintln!("{}", out.join("report.md").display());
             eprintln!("{}", out.join("report.svg").display());
             let lost: f64 = lines.iter().flat_map(|(_, figures)| figures).map(|figures| figures.lost).sum();
-            ensure!(lost == 0.0, "{lost} accepted events are not in the stream");
+            ensure!(lost == 0.0, "{lost} accepted events are not in the broker");
             Ok(())
         })
     }
@@ -263,13 +270,24 @@ impl Report {
     }
 }
 
+/// The cases whose brokers can be had, and a line for each path that is left out because its broker cannot.
+fn possible(cases: Vec<Case>) -> (Vec<Case>, String) {
+    let missing = |case: &Case| case.system.broker().and_then(Broker::missing);
+    let (left_out, possible): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| missing(case).is_some());
+    let paths = left_out.chunk_by(|one, other| one.path == other.path);
+    let lines = paths.map(|path| {
+        let why = missing(&path[0]).expect("that is why it is among these");
+        format!("\nLeft out: {:?}, since {why}.\n", path[0].path)
+    });
+    (possible, lines.collect())
+}
+
 /// What is there for all measurements.
 struct Bench<'a> {
     report: &'a Report,
     programs: Programs,
     cores: Cores,
-    nats: NatsServer,
-    redis: RedisServer,
+    addresses: Addresses,
     brokers: Brokers,
 }
 
@@ -280,21 +298,14 @@ struct Counts {
     commands: u64,
 }
 
-impl<'a> Bench<'a> {
-    async fn start(report: &'a Report, programs: Programs, cores: Cores) -> Self {
-        let nats = NatsServer::start(NatsConfig::default()).await;
-        let redis = RedisServer::start(&RedisConfig::default()).await;
-        let stream = json!({ "name": STREAM, "subjects": [SUBJECTS], "storage": report.storage.name() });
-        nats.wire().await.create_stream(&stream).await;
-        let brokers = Brokers { redis: redis.url(), nats: nats.url() };
-        Self { report, programs, cores, nats, redis, brokers }
-    }
-
+impl Bench<'_> {
     /// One round of one case, by a process of its own.
     async fn measure(&self, case: &Case) -> anyhow::Result<Figures> {
-        self.redis.wire().await.done(&["FLUSHALL"]).await;
-        let server = case.system.start(&self.programs, &self.brokers, self.cores)?;
-        self.nats.wire().await.purge(STREAM).await;
+        self.brokers.forget().await;
+        let server = case.system.start(&self.programs, &self.addresses, self.cores)?;
+        if let Some(broker) = case.system.broker() {
+            self.brokers.empty(broker).await?;
+        }
         thread::sleep(Duration::from_millis(300));
         let idle = Usage::of(server.id())?;
         let secret = SECRET.as_bytes();
@@ -312,7 +323,7 @@ impl<'a> Bench<'a> {
             reuse: Reuse::KeepAlive,
             pace: Pace::Max,
             duration: self.report.duration / 4,
-            events_max: if case.system.has_brokers() { EVENTS_WITH_BROKERS_MAX } else { u64::MAX },
+            events_max: case.system.broker().map_or(u64::MAX, |_| EVENTS_WITH_BROKERS_MAX),
             first: 0,
             answer_limit: Duration::from_secs(10),
         };
@@ -342,32 +353,27 @@ impl<'a> Bench<'a> {
         })
     }
 
-    async fn counts(&self) -> anyhow::Result<Counts> {
-        let info = self.nats.wire().await.stream_info(STREAM).await;
-        let messages = info["state"]["messages"].as_u64().context("read the number of messages")?;
-        let stats = self.redis.wire().await.text(&["INFO", "stats"]).await.context("read what Redis tells")?;
-        let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
-        let commands = line.and_then(|number| number.trim().parse().ok()).context("read the number of commands")?;
-        Ok(Counts { messages, commands })
+    async fn counts(&self, case: &Case) -> anyhow::Result<Counts> {
+        let messages = match case.system.broker() {
+            Some(broker) => self.brokers.messages(broker).await?,
+            None => 0,
+        };
+        Ok(Counts { messages, commands: self.brokers.commands().await? })
     }
 
     /// What was measured on what.
     async fn about(&self) -> String {
-        let Report { rounds, duration, connections, body_bytes, storage, .. } = self.report;
+        let Report { rounds, duration, connections, body_bytes, .. } = self.report;
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let processors = read("/proc/cpuinfo");
         let processor = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
-        let info = self.redis.wire().await.text(&["INFO", "server"]).await.unwrap_or_default();
-        let redis = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("unknown").to_owned();
-        let nats = Command::new(program("nats-server")).arg("--version").output();
-        let nats = nats.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
         let hookgate = Command::new(&self.programs.hookgate).arg("--version").output();
         let hookgate =
             hookgate.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
         format!(
             "# What hookgate costs\n\n\
-             Measured on {}: {}, Linux {}; the server under test on core {}, generator and brokers on core {}. {hookgate}; {nats}, \
-             JetStream in {} storage; Redis {redis}, nothing on disk. {connections} connections, bodies of {body_bytes} bytes, {rounds} \
+             Measured on {}: {}, Linux {}; the server under test on core {}, generator and brokers on core {}. {hookgate}; {}. \
+             {connections} connections, bodies of {body_bytes} bytes, {rounds} \
              rounds in turns, {duration:?} each at full speed and at half of it. Each figure is the median of the rounds, with the \
              smallest and the largest in brackets where they differ.\n",
             humantime::format_rfc3339_seconds(std::time::SystemTime::now()),
@@ -375,7 +381,7 @@ impl<'a> Bench<'a> {
             read("/proc/sys/kernel/osrelease").trim(),
             self.cores.server,
             self.cores.others,
-            storage.name(),
+            self.brokers.about().await,
         )
     }
 }
@@ -407,18 +413,19 @@ struct Cost {
 impl Phase<'_> {
     /// Sends events, and compares what was accepted with what is there.
     async fn run(&mut self, plan: &Plan) -> anyhow::Result<(Outcome, Cost)> {
-        let Bench { nats, brokers, cores, .. } = self.bench;
-        let before = (self.bench.counts().await?, CoreUse::of(cores.others)?, Usage::of(self.process)?, Instant::now());
+        let Bench { brokers, cores, .. } = self.bench;
+        let before =
+            (self.bench.counts(self.case).await?, CoreUse::of(cores.others)?, Usage::of(self.process)?, Instant::now());
         let outcome = load::run(plan, self.events).context("send events")?;
         let (elapsed, usage, others) = (before.3.elapsed(), Usage::of(self.process)?, CoreUse::of(cores.others)?);
-        let counts = self.bench.counts().await?;
+        let counts = self.bench.counts(self.case).await?;
         let answers = outcome.answers();
         ensure!(answers > 0, "no event was answered: {} connections broke", outcome.broken);
         self.wrong += outcome.sent - outcome.with_status(self.case.status());
-        if self.case.system.has_brokers() && self.case.kind == Kind::New {
-            let there = stored::read(&brokers.nats, STREAM, self.events).await?;
+        if let (Some(broker), Kind::New) = (self.case.system.broker(), self.case.kind) {
+            let there = brokers.read(broker, self.events).await?;
             self.lost += stored::compare(&outcome.accepted, &there).lost.len();
-            nats.wire().await.purge(STREAM).await;
+            brokers.empty(broker).await?;
         }
         let cpu_seconds = usage.cpu_seconds - before.2.cpu_seconds;
         // Asking takes two commands of its own.
@@ -431,5 +438,23 @@ impl Phase<'_> {
             commands: commands as f64 / answers as f64,
         };
         Ok((outcome, cost))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_whose_broker_cannot_be_had_is_left_out_in_one_line_and_the_others_stay() {
+        let all = cases();
+        let with = |broker| all.iter().filter(|case| case.system.broker() == Some(broker)).count();
+        let expected = [Broker::JetStream, Broker::RabbitMq, Broker::Kafka].map(|broker| match broker.missing() {
+            Some(_) => (with(broker), 1),
+            None => (0, 0),
+        });
+        let (cases, lines) = possible(all.clone());
+        assert_eq!(all.len() - cases.len(), expected.iter().map(|(cases, _)| cases).sum::<usize>());
+        assert_eq!(lines.matches("\nLeft out: ").count(), expected.iter().map(|(_, lines)| lines).sum::<usize>());
     }
 }

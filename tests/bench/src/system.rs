@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::{
     SECRET, SECRET_VARIABLE,
     answer::{self, Found},
+    brokers::Broker,
     cores::Cores,
     event::{BODY_BYTES_MIN, Events, Kind},
     yardstick::Threads,
@@ -33,6 +34,12 @@ pub(crate) const QUIET_PATH: &str = "/quiet";
 pub(crate) const STREAM: &str = "BENCH";
 pub(crate) const SUBJECTS: &str = "hooks.>";
 
+/// The queue that they go to instead.
+pub(crate) const QUEUE: &str = "hooks";
+
+/// The topic that they go to instead.
+pub(crate) const TOPIC: &str = "hooks";
+
 const START_LIMIT: Duration = Duration::from_secs(20);
 const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -45,6 +52,8 @@ pub(crate) enum System {
     Bare(Threads),
     /// Redis and JetStream by hand.
     Composite(Threads),
+    /// Redis and RabbitMQ by hand.
+    CompositeAmqp(Threads),
 }
 
 /// What hookgate's config says.
@@ -54,8 +63,8 @@ pub(crate) enum Setup {
     Stdout,
     /// The same behind so many routes that do not match.
     Routes(usize, Rule),
-    /// Everything to JetStream, with deduplication shared in Redis.
-    Brokers,
+    /// Everything to this broker, with deduplication shared in Redis.
+    Brokers(Broker),
 }
 
 /// The rule of a route that does not match.
@@ -67,13 +76,17 @@ pub(crate) enum Rule {
     Body,
 }
 
-/// Where the brokers are.
-#[derive(Debug, Clone)]
-pub(crate) struct Brokers {
+/// Where the brokers are; nothing for those that do not run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Addresses {
     /// The URL of Redis.
     pub(crate) redis: String,
     /// The URL of NATS.
     pub(crate) nats: String,
+    /// The URL of RabbitMQ, with user and password.
+    pub(crate) amqp: String,
+    /// Host and port of Kafka.
+    pub(crate) kafka: String,
 }
 
 /// The programs that are started.
@@ -95,7 +108,7 @@ impl System {
         match self {
             Self::Hookgate(_) => "hookgate".to_owned(),
             Self::Bare(of) => format!("bare axum, {}", threads(of)),
-            Self::Composite(of) => format!("composite, {}", threads(of)),
+            Self::Composite(of) | Self::CompositeAmqp(of) => format!("composite, {}", threads(of)),
         }
     }
 
@@ -104,22 +117,27 @@ impl System {
         matches!(self, Self::Hookgate(_))
     }
 
-    /// Whether it talks to brokers.
-    pub(crate) fn has_brokers(self) -> bool {
-        matches!(self, Self::Hookgate(Setup::Brokers) | Self::Composite(_))
+    /// The broker that it publishes to.
+    pub(crate) fn broker(self) -> Option<Broker> {
+        match self {
+            Self::Hookgate(Setup::Brokers(broker)) => Some(broker),
+            Self::Composite(_) => Some(Broker::JetStream),
+            Self::CompositeAmqp(_) => Some(Broker::RabbitMq),
+            Self::Hookgate(Setup::Stdout | Setup::Routes(..)) | Self::Bare(_) => None,
+        }
     }
 
     /// Starts it on the server's core and waits until it has accepted an event.
     ///
     /// # Errors
     /// When it does not start, or does not accept one within 20 s; with the end of its log.
-    pub(crate) fn start(self, programs: &Programs, brokers: &Brokers, cores: Cores) -> anyhow::Result<Server> {
+    pub(crate) fn start(self, programs: &Programs, addresses: &Addresses, cores: Cores) -> anyhow::Result<Server> {
         let dir = tempfile::tempdir().context("make a directory for a server")?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = match self {
             Self::Hookgate(setup) => {
                 let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
-                let config = config(setup, address, admin, brokers);
+                let config = config(setup, address, admin, addresses);
                 fs::write(dir.path().join("relay.toml"), config).context("write relay.toml")?;
                 let mut command = Command::new(&programs.hookgate);
                 command.arg("run");
@@ -128,7 +146,12 @@ impl System {
             Self::Bare(threads) => yardstick(&programs.own, "bare", threads, address),
             Self::Composite(threads) => {
                 let mut command = yardstick(&programs.own, "composite", threads, address);
-                command.args(["--redis", &brokers.redis, "--nats", &brokers.nats]);
+                command.args(["--redis", &addresses.redis, "--nats", &addresses.nats]);
+                command
+            }
+            Self::CompositeAmqp(threads) => {
+                let mut command = yardstick(&programs.own, "composite-amqp", threads, address);
+                command.args(["--redis", &addresses.redis, "--amqp", &addresses.amqp, "--queue", QUEUE]);
                 command
             }
         };
@@ -152,7 +175,7 @@ fn yardstick(own: &Path, name: &str, threads: Threads, address: SocketAddr) -> C
 }
 
 /// Two sources, so that one can be flooded while the other is watched. No spool: nothing is to be written to a disk.
-fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, brokers: &Brokers) -> String {
+fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, addresses: &Addresses) -> String {
     let mut config = format!("[server]\nlisten = \"{address}\"\n[admin]\nlisten = \"{admin}\"\n");
     for (name, path) in [("github", PATH), ("quiet", QUIET_PATH)] {
         let secrets = format!("secrets = [{{ env = \"{SECRET_VARIABLE}\" }}]");
@@ -171,12 +194,21 @@ fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, brokers: &Broker
             }
             config.push_str(to_stdout);
         }
-        Setup::Brokers => {
-            let Brokers { redis, nats } = brokers;
+        Setup::Brokers(broker) => {
+            let Addresses { redis, nats, amqp, kafka } = addresses;
+            let (sink, place) = match broker {
+                Broker::JetStream => (
+                    format!("type = \"nats\"\nservers = [\"{nats}\"]\nstream = \"{STREAM}\""),
+                    "subject = \"hooks.{source}.{attr.action}\"".to_owned(),
+                ),
+                Broker::RabbitMq => {
+                    (format!("type = \"amqp\"\nurl = \"{amqp}\""), format!("routing_key = \"{QUEUE}\""))
+                }
+                Broker::Kafka => (format!("type = \"kafka\"\nbrokers = [\"{kafka}\"]"), format!("topic = \"{TOPIC}\"")),
+            };
             config.push_str(&format!(
-                "[dedup.redis]\nurl = \"{redis}\"\n\
-                 [sinks.js]\ntype = \"nats\"\nservers = [\"{nats}\"]\nstream = \"{STREAM}\"\n\
-                 [[routes]]\nto = [{{ sink = \"js\", subject = \"hooks.{{source}}.{{attr.action}}\" }}]\n"
+                "[dedup.redis]\nurl = \"{redis}\"\n[sinks.out]\n{sink}\n\
+                 [[routes]]\nto = [{{ sink = \"out\", {place} }}]\n"
             ));
         }
     }

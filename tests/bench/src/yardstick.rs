@@ -1,6 +1,6 @@
 //! What hookgate is compared with: the least that a receiver of webhooks can do, and what one writes who wires libraries together.
 //!
-//! Neither is meant to be good at anything but being short: no routing by config, no limits, no metrics, nothing kept while a broker is
+//! None is meant to be good at anything but being short: no routing by config, no limits, no metrics, nothing kept while a broker is
 //! away. They are what a figure of hookgate is to be held against.
 
 use std::{borrow::Cow, net::SocketAddr, sync::Arc};
@@ -17,12 +17,20 @@ use axum::{
 };
 use data_encoding::HEXLOWER_PERMISSIVE;
 use hmac::{Hmac, KeyInit, Mac};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+    types::{AMQPValue, FieldTable},
+};
 use redis::aio::MultiplexedConnection;
 use serde::Deserialize;
 use sha2::Sha256;
 use tokio::{net::TcpListener, runtime};
 
 use crate::SECRET_VARIABLE;
+
+/// Source: AMQP 0-9-1 specification, section 1.8.3.1, `delivery-mode`.
+const PERSISTENT: u8 = 2;
 
 /// Runs a server to compare with, until it is killed.
 #[derive(Debug, clap::Args)]
@@ -49,6 +57,18 @@ enum Server {
         /// The URL of NATS.
         #[arg(long)]
         nats: String,
+    },
+    /// The same with RabbitMQ in place of JetStream: a publication whose confirmation is awaited.
+    CompositeAmqp {
+        /// The URL of Redis.
+        #[arg(long)]
+        redis: String,
+        /// The URL of RabbitMQ.
+        #[arg(long)]
+        amqp: String,
+        /// The queue, which is there already.
+        #[arg(long)]
+        queue: String,
     },
 }
 
@@ -80,11 +100,16 @@ impl Yardstick {
         let router = match &self.server {
             Server::Bare => Router::new().route("/github", post(bare)).with_state(key),
             Server::Composite { redis, nats } => {
-                let client = redis::Client::open(redis.as_str()).context("read the URL of Redis")?;
-                let redis = client.get_multiplexed_async_connection().await.context("connect to Redis")?;
                 let nats = async_nats::connect(nats).await.context("connect to NATS")?;
-                let composite = Composite { key, redis, stream: jetstream::new(nats) };
-                Router::new().route("/github", post(composed)).with_state(Arc::new(composite))
+                composite(key, redis, Broker::JetStream(jetstream::new(nats))).await?
+            }
+            Server::CompositeAmqp { redis, amqp, queue } => {
+                let connecting = Connection::connect(amqp, ConnectionProperties::default());
+                let connection = connecting.await.context("connect to RabbitMQ")?;
+                let channel = connection.create_channel().await.context("open a channel")?;
+                channel.confirm_select(ConfirmSelectOptions::default()).await.context("ask for confirmations")?;
+                composite(key, redis, Broker::RabbitMq { channel, _connection: connection, queue: queue.clone() })
+                    .await?
             }
         };
         let listener = TcpListener::bind(self.listen).await.with_context(|| format!("listen at {}", self.listen))?;
@@ -145,10 +170,26 @@ async fn bare(State(key): State<Key>, headers: HeaderMap, body: Bytes) -> (Statu
     }
 }
 
+async fn composite(key: Key, redis: &str, broker: Broker) -> anyhow::Result<Router> {
+    let client = redis::Client::open(redis).context("read the URL of Redis")?;
+    let redis = client.get_multiplexed_async_connection().await.context("connect to Redis")?;
+    Ok(Router::new().route("/github", post(composed)).with_state(Arc::new(Composite { key, redis, broker })))
+}
+
 struct Composite {
     key: Key,
     redis: MultiplexedConnection,
-    stream: jetstream::Context,
+    broker: Broker,
+}
+
+enum Broker {
+    JetStream(jetstream::Context),
+    /// The connection ends with its last channel or on drop, whichever is first.
+    RabbitMq {
+        channel: Channel,
+        _connection: Connection,
+        queue: String,
+    },
 }
 
 async fn composed(State(own): State<Arc<Composite>>, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
@@ -164,7 +205,14 @@ async fn composed(State(own): State<Arc<Composite>>, headers: HeaderMap, body: B
         Ok(None) => return (StatusCode::OK, said("duplicate", event.id)),
         Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, String::new()),
     }
-    if publish(&own.stream, &event, body.clone()).await.is_ok() {
+    let stored = match &own.broker {
+        Broker::JetStream(stream) => publish(stream, &event, body.clone()).await.is_ok(),
+        Broker::RabbitMq { channel, queue, .. } => {
+            // What is returned was routed nowhere, whatever is confirmed.
+            matches!(publish_to_queue(channel, queue, &event, &body).await, Ok(Confirmation::Ack(None)))
+        }
+    };
+    if stored {
         return (StatusCode::OK, said("delivered", event.id));
     }
     // What cannot be taken back now is taken back by its expiry.
@@ -184,6 +232,26 @@ async fn publish(
     headers.insert("sender", &*event.fields.sender.login);
     let subject = format!("hooks.github.{}", event.fields.action);
     stream.publish_with_headers(subject, headers, body).await?.await.map(|_| ())
+}
+
+async fn publish_to_queue(
+    channel: &Channel,
+    queue: &str,
+    event: &Event<'_>,
+    body: &[u8],
+) -> lapin::Result<Confirmation> {
+    let mut headers = FieldTable::default();
+    let text = |value: &str| AMQPValue::LongString(value.into());
+    headers.insert("repository".into(), text(&event.fields.repository.full_name));
+    headers.insert("sender".into(), text(&event.fields.sender.login));
+    headers.insert("action".into(), text(&event.fields.action));
+    let properties = BasicProperties::default()
+        .with_message_id(event.id.into())
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers);
+    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    channel.basic_publish("".into(), queue.into(), mandatory, body, properties).await?.await
 }
 
 fn said(outcome: &str, id: &str) -> String {
