@@ -18,9 +18,12 @@ use hookgate_testkit::{
 };
 use serde_json::json;
 
+#[cfg(feature = "kafka")]
+pub(crate) use self::kafka::KafkaPublisher;
 use self::{kafka::Kafka, rabbit::Rabbit};
 use crate::{
     event::Events,
+    probe::Target,
     report::Storage,
     stored,
     system::{Addresses, STREAM, SUBJECTS},
@@ -49,6 +52,9 @@ impl Broker {
     }
 }
 
+/// Where messages of a probe go: the stream, its subject, the queue and the topic.
+const PROBES: &str = "probes";
+
 /// The brokers that run. They end on drop.
 #[derive(Debug)]
 pub(crate) struct Brokers {
@@ -72,6 +78,8 @@ impl Brokers {
         let redis = RedisServer::start(&RedisConfig::default()).await;
         let stream = json!({ "name": STREAM, "subjects": [SUBJECTS], "storage": storage.name() });
         nats.wire().await.create_stream(&stream).await;
+        let probes = json!({ "name": PROBES, "subjects": [PROBES], "storage": storage.name() });
+        nats.wire().await.create_stream(&probes).await;
         let rabbit = if wanted.contains(&Broker::RabbitMq) { Some(Rabbit::start().await?) } else { None };
         let kafka = if wanted.contains(&Broker::Kafka) { Some(Kafka::start().await?) } else { None };
         Ok(Self { nats, redis, rabbit, kafka, storage })
@@ -140,6 +148,31 @@ impl Brokers {
             Broker::RabbitMq => self.rabbit()?.take_all(events).await,
             Broker::Kafka => self.kafka()?.read(events).await,
         }
+    }
+
+    /// Where messages can be published to a broker that are not events.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn probed(&self, broker: Broker) -> anyhow::Result<Target> {
+        Ok(match broker {
+            Broker::JetStream => Target::JetStream { url: self.nats.url(), subject: PROBES.to_owned() },
+            Broker::RabbitMq => Target::RabbitMq { url: self.rabbit()?.url(), queue: PROBES.to_owned() },
+            Broker::Kafka => self.kafka()?.probed(),
+        })
+    }
+
+    /// Removes all messages of probes. Those in a topic stay: nobody reads it.
+    ///
+    /// # Errors
+    /// When a broker does not run.
+    pub(crate) async fn forget_probes(&self, broker: Broker) -> anyhow::Result<()> {
+        match broker {
+            Broker::JetStream => self.nats.wire().await.purge(PROBES).await,
+            Broker::RabbitMq => self.rabbit()?.forget_probes().await,
+            Broker::Kafka => {}
+        }
+        Ok(())
     }
 
     /// What runs, in which version, for a report.

@@ -11,6 +11,7 @@ mod cores;
 mod event;
 mod flood;
 mod load;
+mod probe;
 mod report;
 mod slow;
 mod stored;
@@ -22,6 +23,10 @@ pub use self::cli::{main, main_of_bench};
 
 /// The secret of the sources under test.
 const SECRET: &str = "a secret for benchmarks";
+
+/// The delivery mode of messages that RabbitMQ writes to the disk.
+/// Source: AMQP 0-9-1 specification, section 1.8.3.1, `delivery-mode`.
+const PERSISTENT: u8 = 2;
 
 /// The environment variable that servers read it from.
 const SECRET_VARIABLE: &str = "BENCH_SECRET";

@@ -131,12 +131,13 @@ impl Outcome {
     }
 }
 
-/// 1 µs to 10 min, in nanoseconds, to a thousandth.
-fn histogram() -> Histogram<u64> {
+/// An empty one: 1 µs to 10 min, in nanoseconds, to a thousandth.
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1000, 600_000_000_000, 3).expect("the bounds are in order")
 }
 
-fn record(histogram: &mut Histogram<u64>, duration: Duration) {
+/// Adds a duration to a histogram of nanoseconds.
+pub(crate) fn record(histogram: &mut Histogram<u64>, duration: Duration) {
     histogram.saturating_record(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
 }
 

@@ -23,6 +23,7 @@ use crate::{
     cores::Cores,
     event::{BODY_BYTES_MIN, Events, Kind},
     load::{self, Outcome, Pace, Plan, Reuse},
+    probe::Probe,
     stored,
     system::{Addresses, PATH, Programs, Rule, Setup, System},
     usage::{CoreUse, Usage},
@@ -150,6 +151,11 @@ impl Case {
         format!("{}{}", self.system.name(), self.detail)
     }
 
+    /// The broker whose own time is told beside: the one that each event waits for.
+    fn probed(&self) -> Option<Broker> {
+        self.system.broker().filter(|_| self.kind == Kind::New)
+    }
+
     fn status(&self) -> u16 {
         match self.kind {
             Kind::New | Kind::Duplicate => 200,
@@ -206,6 +212,9 @@ pub(crate) struct Figures {
     p99_ms: f64,
     p999_ms: f64,
     late_p99_ms: f64,
+    /// Of the broker itself at the same time, as all of its acknowledgements; not a number where there is no broker.
+    ack_p50_ms: f64,
+    ack_p99_ms: f64,
     idle_mib: f64,
     peak_mib: f64,
     messages: f64,
@@ -332,7 +341,20 @@ impl Bench<'_> {
         let plan = Plan { duration: self.report.duration, first: warm.sent, ..plan };
         let (fast, fast_cost) = phase.run(&plan).await?;
         let half = Pace::PerSecond(fast.rate() / 2.0);
+        let probe = match case.probed() {
+            Some(broker) => {
+                let target = self.brokers.probed(broker)?;
+                Some((broker, Probe::begin(target, self.report.body_bytes, self.report.duration)))
+            }
+            None => None,
+        };
         let (calm, calm_cost) = phase.run(&Plan { pace: half, first: warm.sent + fast.sent, ..plan }).await?;
+        let (mut ack_p50_ms, mut ack_p99_ms) = (f64::NAN, f64::NAN);
+        if let Some((broker, probe)) = probe {
+            let acks = probe.end()?;
+            self.brokers.forget_probes(broker).await?;
+            [ack_p50_ms, ack_p99_ms] = [0.5, 0.99].map(|share| acks.value_at_quantile(share) as f64 / 1e6);
+        }
         Ok(Figures {
             cpu_seconds: fast_cost.cpu_seconds,
             cpu_seconds_at_half: calm_cost.cpu_seconds,
@@ -343,6 +365,8 @@ impl Bench<'_> {
             p99_ms: calm.latency_ms(0.99),
             p999_ms: calm.latency_ms(0.999),
             late_p99_ms: calm.lateness_ms(0.99),
+            ack_p50_ms,
+            ack_p99_ms,
             idle_mib: idle.resident_mib,
             peak_mib: Usage::of(server.id())?.peak_mib,
             messages: fast_cost.messages,

@@ -27,10 +27,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use tokio::{net::TcpListener, runtime};
 
-use crate::SECRET_VARIABLE;
-
-/// Source: AMQP 0-9-1 specification, section 1.8.3.1, `delivery-mode`.
-const PERSISTENT: u8 = 2;
+use crate::{PERSISTENT, SECRET_VARIABLE};
 
 /// Runs a server to compare with, until it is killed.
 #[derive(Debug, clap::Args)]

@@ -12,9 +12,11 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    producer::{FutureProducer, FutureRecord},
 };
 
-use crate::{event::Events, system::TOPIC};
+use super::PROBES;
+use crate::{event::Events, probe::Target, system::TOPIC};
 
 /// Partitions of the topic.
 const PARTITIONS: i32 = 3;
@@ -33,7 +35,9 @@ pub(super) fn missing() -> Option<&'static str> {
 impl Kafka {
     pub(super) async fn start() -> anyhow::Result<Self> {
         let server = KafkaServer::start(&KafkaConfig::default()).await;
-        topics::create_topic(&server, TOPIC, PARTITIONS, &[]).await;
+        for topic in [TOPIC, PROBES] {
+            topics::create_topic(&server, topic, PARTITIONS, &[]).await;
+        }
         Ok(Self(server))
     }
 
@@ -71,6 +75,10 @@ impl Kafka {
         numbers.collect()
     }
 
+    pub(super) fn probed(&self) -> Target {
+        Target::Kafka { address: self.0.direct_address(), topic: PROBES.to_owned() }
+    }
+
     pub(super) fn about(&self) -> String {
         format!("Kafka {KAFKA_VERSION}, a topic of {PARTITIONS} partitions")
     }
@@ -82,12 +90,32 @@ impl Kafka {
     }
 }
 
+/// Publishes to a topic.
+pub(crate) struct KafkaPublisher {
+    producer: FutureProducer,
+    topic: String,
+}
+
+impl KafkaPublisher {
+    /// Connects when there is something to publish.
+    pub(crate) fn new(address: &str, topic: &str) -> anyhow::Result<Self> {
+        let mut config = ClientConfig::new();
+        // The library would wait for more messages.
+        config.set("bootstrap.servers", address).set("linger.ms", "0");
+        Ok(Self { producer: config.create().context("make a producer")?, topic: topic.to_owned() })
+    }
+
+    /// Publishes a message and waits until the broker has acknowledged it.
+    pub(crate) async fn publish(&self, body: &[u8]) -> anyhow::Result<()> {
+        let record = FutureRecord::<(), [u8]>::to(&self.topic).payload(body);
+        let sent = self.producer.send(record, ANSWER_LIMIT).await;
+        sent.map_err(|(error, _)| error).context("publish").map(drop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rdkafka::{
-        message::{Header, OwnedHeaders},
-        producer::{FutureProducer, FutureRecord},
-    };
+    use rdkafka::message::{Header, OwnedHeaders};
 
     use super::*;
     use crate::event::Kind;

@@ -15,6 +15,7 @@ use lapin::{
 };
 use tokio::time::timeout;
 
+use super::PROBES;
 use crate::{event::Events, system::QUEUE};
 
 /// Longest wait for the next message of a queue that has one.
@@ -27,7 +28,9 @@ pub(super) struct Rabbit(RabbitServer);
 impl Rabbit {
     pub(super) async fn start() -> anyhow::Result<Self> {
         let server = RabbitServer::start(&RabbitConfig::default()).await;
-        server.wire().await.declare_queue(QUEUE, &[("x-queue-type", QueueArgument::Text("quorum"))]).await;
+        for queue in [QUEUE, PROBES] {
+            server.wire().await.declare_queue(queue, &[("x-queue-type", QueueArgument::Text("quorum"))]).await;
+        }
         Ok(Self(server))
     }
 
@@ -42,6 +45,10 @@ impl Rabbit {
 
     pub(super) async fn empty(&self) {
         self.0.wire().await.purge(QUEUE).await;
+    }
+
+    pub(super) async fn forget_probes(&self) {
+        self.0.wire().await.purge(PROBES).await;
     }
 
     /// Takes every message out, and tells the numbers of their events.

@@ -15,6 +15,9 @@ const COLUMNS: &[Column] = &[
     ("p99, ms", 2, |figures| figures.p99_ms),
     ("p99.9, ms", 2, |figures| figures.p999_ms),
     ("generator late, p99, ms", 2, |figures| figures.late_p99_ms),
+    ("broker's ack, p50, ms", 2, |figures| figures.ack_p50_ms),
+    ("broker's ack, p99, ms", 2, |figures| figures.ack_p99_ms),
+    ("p99 by the ack's (goal: 1.5 at most)", 2, |figures| figures.p99_ms / figures.ack_p99_ms),
     ("RSS idle, MiB", 1, |figures| figures.idle_mib),
     ("RSS peak, MiB", 1, |figures| figures.peak_mib),
     ("messages per event", 2, |figures| figures.messages),
@@ -28,7 +31,8 @@ const COLUMNS: &[Column] = &[
 const NOTES: &str = "
 CPU time is that of the server's process, in user and kernel mode. Latencies are from the moment when an event was due, at half of
 the system's own maximum of that round. With a full \"other core\" the maximum is that of the generator and the brokers, not of the
-server. Redis counts the commands inside of a script as well. RSS grows with the ids that are remembered. Start to ready: from the
+server. The broker's ack is the time that it took for 200 messages a second of the generator's own, published beside those events and to
+another place: what p99 there is beyond it is the server's and Redis's. Redis counts the commands inside of a script as well. RSS grows with the ids that are remembered. Start to ready: from the
 start of the process to the first event that it accepted. Standard output goes to /dev/null; each event is a line that is written
 and flushed, together with those that wait.
 ";
@@ -51,6 +55,10 @@ pub(super) fn render(lines: &[(Case, Vec<Figures>)]) -> String {
 
 fn cell((_, digits, figure): &Column, figures: &[Figures]) -> String {
     let spread = Spread::of(figures.iter().map(figure));
+    // What there was nothing to measure of.
+    if spread.median.is_nan() {
+        return "–".to_owned();
+    }
     let [median, least, most] = [spread.median, spread.least, spread.most].map(|value| format!("{value:.digits$}"));
     if least == most { median } else { format!("{median} [{least}–{most}]") }
 }
@@ -113,5 +121,13 @@ mod tests {
         );
         assert!(text.contains("\n| hookgate | 1.50 | 0.00 | 200 [100–300] |"), "{text}");
         assert_eq!((text.matches("\n## ").count(), text.matches("\n| System").count()), (2, 2));
+    }
+
+    #[test]
+    fn what_there_is_nothing_to_measure_of_is_a_dash() {
+        let column: Column = ("broker's ack", 1, |figures| figures.ack_p99_ms);
+        let figures = |ack_p99_ms| Figures { ack_p99_ms, ..Figures::default() };
+        assert_eq!(cell(&column, &[figures(f64::NAN), figures(f64::NAN)]), "–");
+        assert_eq!(cell(&column, &[figures(1.0), figures(2.0), figures(3.0)]), "2.0 [1.0–3.0]");
     }
 }
