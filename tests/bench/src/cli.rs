@@ -17,6 +17,7 @@ use crate::{
     event::{BODY_BYTES_MIN, Events, Kind},
     flood::Flood,
     load::{self, Outcome, Pace, Plan, Reuse},
+    remembered::Remembered,
     report::Report,
     stored,
     yardstick::Yardstick,
@@ -34,6 +35,8 @@ enum Command {
     Report(Report),
     /// Flood hookgate, and look at what a quiet source beside the flood notices of it.
     Flood(Flood),
+    /// Have hookgate remember more and more ids, and look at what events cost then.
+    Remembered(Remembered),
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,7 +85,7 @@ pub fn main() -> ExitCode {
 pub fn main_of_bench() -> ExitCode {
     // Cargo says that it is a benchmark.
     let mut arguments: Vec<OsString> = env::args_os().filter(|argument| argument != "--bench").collect();
-    let commands = ["load", "yardstick", "report", "flood", "help", "--help", "-h", "--version"];
+    let commands = ["load", "yardstick", "report", "flood", "remembered", "help", "--help", "-h", "--version"];
     if !arguments.get(1).is_some_and(|first| commands.iter().any(|command| first == command)) {
         arguments.insert(1, "report".into());
     }
@@ -97,6 +100,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Yardstick(yardstick) => yardstick.run(),
         Command::Report(report) => report.run(),
         Command::Flood(flood) => flood.run(),
+        Command::Remembered(remembered) => remembered.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

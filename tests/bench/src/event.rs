@@ -3,6 +3,8 @@
 //! Whatever differs between two events stands at the end of the body, and the hash of what comes before is kept: signing one of
 //! a megabyte costs as little as signing one of a hundred bytes.
 
+use std::num::NonZeroU64;
+
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -12,6 +14,9 @@ pub(crate) const BODY_BYTES_MIN: usize = 256;
 
 const SIGNATURE_DIGITS: usize = 64;
 const NUMBER_DIGITS: usize = 12;
+
+/// A prime, so that each of any smaller number of events gets its turn.
+const STRIDE: u64 = 2_654_435_647;
 
 /// What is right or wrong about the events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +34,8 @@ pub(crate) enum Kind {
 pub(crate) struct Events {
     kind: Kind,
     run: u32,
+    /// If set, all are among the first so many.
+    among: Option<NonZeroU64>,
     /// A request whose id, signature and number are still to be filled in.
     template: Vec<u8>,
     id_at: usize,
@@ -57,14 +64,30 @@ impl Events {
         let number_in_body = body.len() - NUMBER_DIGITS - END.len();
         let begun = begun.chain_update(&body[..number_in_body]);
         let number_at = head.len() + number_in_body;
-        Self { kind, run, template: [head.as_bytes(), &body].concat(), id_at, signature_at, number_at, begun }
+        Self {
+            kind,
+            run,
+            among: None,
+            template: [head.as_bytes(), &body].concat(),
+            id_at,
+            signature_at,
+            number_at,
+            begun,
+        }
+    }
+
+    /// The same events, of which only the first `count` are sent, again and again, those that follow each other far apart.
+    #[must_use]
+    pub(crate) fn among(&self, count: u64) -> Self {
+        Self { among: NonZeroU64::new(count), ..self.clone() }
     }
 
     /// Puts the request with this number in the place of what `request` holds.
     pub(crate) fn write(&self, number: u64, request: &mut Vec<u8>) {
-        let number = match self.kind {
-            Kind::New | Kind::Unsigned => number,
-            Kind::Duplicate => 0,
+        let number = match (self.kind, self.among) {
+            (Kind::New | Kind::Unsigned, None) => number,
+            (Kind::New | Kind::Unsigned, Some(count)) => number.wrapping_mul(STRIDE) % count,
+            (Kind::Duplicate, _) => 0,
         };
         request.clear();
         request.extend_from_slice(&self.template);
@@ -189,6 +212,16 @@ mod tests {
         assert_ne!(header(&request(&new, 1), "X-GitHub-Delivery"), header(&request(&new, 2), "X-GitHub-Delivery"));
         assert_ne!(body_of(&request(&new, 1)), body_of(&request(&new, 2)));
         assert_eq!(request(&same, 1), request(&same, 2));
+    }
+
+    #[test]
+    fn events_among_the_first_are_these_each_as_often_as_the_others() {
+        let all = events(Kind::New);
+        let first: Vec<String> = (0..10).map(|number| request(&all, number)).collect();
+        let mut again: Vec<String> = (0..20).map(|number| request(&all.among(10), number)).collect();
+        assert_ne!(again[..10], first, "in another order");
+        again.sort();
+        assert_eq!(again, first.iter().flat_map(|request| [request.clone(), request.clone()]).collect::<Vec<_>>());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod event;
 mod flood;
 mod load;
 mod probe;
+mod remembered;
 mod report;
 mod slow;
 mod stored;

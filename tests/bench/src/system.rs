@@ -61,6 +61,8 @@ pub(crate) enum System {
 pub(crate) enum Setup {
     /// Everything to standard output.
     Stdout,
+    /// The same, with room for so many remembered ids.
+    Remembering(u64),
     /// The same behind so many routes that do not match.
     Routes(usize, Rule),
     /// Everything to this broker, with deduplication shared in Redis.
@@ -123,7 +125,7 @@ impl System {
             Self::Hookgate(Setup::Brokers(broker)) => Some(broker),
             Self::Composite(_) => Some(Broker::JetStream),
             Self::CompositeAmqp(_) => Some(Broker::RabbitMq),
-            Self::Hookgate(Setup::Stdout | Setup::Routes(..)) | Self::Bare(_) => None,
+            Self::Hookgate(Setup::Stdout | Setup::Remembering(_) | Setup::Routes(..)) | Self::Bare(_) => None,
         }
     }
 
@@ -184,6 +186,7 @@ fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, addresses: &Addr
     let to_stdout = "[sinks.out]\ntype = \"stdout\"\n[[routes]]\nto = [{ sink = \"out\" }]\n";
     match setup {
         Setup::Stdout => config.push_str(to_stdout),
+        Setup::Remembering(ids) => config.push_str(&format!("[dedup]\nmemory_entries = {ids}\n{to_stdout}")),
         Setup::Routes(count, rule) => {
             for place in 0..count {
                 let when = match rule {
