@@ -19,6 +19,7 @@ use crate::{
     load::{self, Outcome, Pace, Plan, Reuse},
     remembered::Remembered,
     report::Report,
+    slow::Slow,
     stored,
     yardstick::Yardstick,
 };
@@ -37,6 +38,8 @@ enum Command {
     Flood(Flood),
     /// Have hookgate remember more and more ids, and look at what events cost then.
     Remembered(Remembered),
+    /// Hold connections on which a request comes a byte at a time, as the floods do.
+    Slow(Slow),
 }
 
 #[derive(Debug, clap::Args)]
@@ -85,7 +88,7 @@ pub fn main() -> ExitCode {
 pub fn main_of_bench() -> ExitCode {
     // Cargo says that it is a benchmark.
     let mut arguments: Vec<OsString> = env::args_os().filter(|argument| argument != "--bench").collect();
-    let commands = ["load", "yardstick", "report", "flood", "remembered", "help", "--help", "-h", "--version"];
+    let commands = ["load", "yardstick", "report", "flood", "remembered", "slow", "help", "--help", "-h", "--version"];
     if !arguments.get(1).is_some_and(|first| commands.iter().any(|command| first == command)) {
         arguments.insert(1, "report".into());
     }
@@ -101,6 +104,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Report(report) => report.run(),
         Command::Flood(flood) => flood.run(),
         Command::Remembered(remembered) => remembered.run(),
+        Command::Slow(slow) => slow.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,8 @@
 //!
 //! The quiet source sends at a fixed rate, once on connections that it has, once on a new one for each event: a server that is out of
 //! connections serves the first and not the second.
+//!
+//! The surprising thing: slow senders are processes of their own, several of them. No single one may have as many files open.
 
 use std::{
     fs, thread,
@@ -9,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+use rustix::process::nice;
 
 use crate::{
     SECRET,
@@ -17,8 +19,8 @@ use crate::{
     event::{Events, Kind},
     load::{self, Outcome, Pace, Plan, Reuse},
     report::Files,
-    slow::{self, Drip, Held},
-    system::{Addresses, PATH, QUIET_PATH, Server, Setup, System},
+    slow::{self, Drip, Held, raise_file_limit},
+    system::{Addresses, PATH, Programs, QUIET_PATH, Server, Setup, System},
     usage::Usage,
 };
 
@@ -31,12 +33,15 @@ pub(crate) struct Flood {
     /// Short floods, and few connections: whether it works.
     #[arg(long)]
     quick: bool,
-    /// Connections of slow senders, 20,000 at most.
-    #[arg(long, default_value_t = 6000)]
+    /// Connections of slow senders, 100,000 at most.
+    #[arg(long, default_value_t = 20_000)]
     slow_connections: usize,
     /// Connections of fast senders.
     #[arg(long, default_value_t = 256)]
     connections: usize,
+    /// Connections of senders of large bodies, twice as many where some are to be refused.
+    #[arg(long, default_value_t = 127)]
+    large_connections: usize,
     /// Events a second of the quiet source.
     #[arg(long, default_value_t = 200)]
     quiet_rate: u32,
@@ -44,8 +49,8 @@ pub(crate) struct Flood {
     files: Files,
 }
 
-/// More than these would run out of ports.
-const SLOW_CONNECTIONS_MAX: usize = 20_000;
+/// More than these would be more processes than a machine has to spare.
+const SLOW_CONNECTIONS_MAX: usize = 100_000;
 
 /// Of the quiet source, for each of its two ways.
 const QUIET_CONNECTIONS: usize = 16;
@@ -54,6 +59,9 @@ const QUIET_CONNECTIONS: usize = 16;
 const HEAD_START: Duration = Duration::from_secs(2);
 
 const BODY_BYTES: usize = 1024;
+
+/// hookgate's own default for `server.max_body`. 128 of them are its default for `server.max_in_flight_bytes`.
+const LARGE_BODY_BYTES: usize = 2 * 1024 * 1024;
 
 /// How nice the senders of a flood are to the quiet source's.
 const LEAST_PRIORITY: i32 = 19;
@@ -64,6 +72,8 @@ enum Scenario {
     Alone,
     Fast(Kind),
     Slow(Drip),
+    /// Large bodies, on so many times `large_connections`.
+    Large(usize),
 }
 
 const SCENARIOS: &[(&str, Scenario)] = &[
@@ -73,6 +83,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("repeats of one event of another source, likewise", Scenario::Fast(Kind::Duplicate)),
     ("slow headers", Scenario::Slow(Drip::Headers)),
     ("slow bodies", Scenario::Slow(Drip::Body)),
+    ("bodies of 2 MiB, as many as fit in `max_in_flight_bytes`", Scenario::Large(1)),
+    ("bodies of 2 MiB, twice as many", Scenario::Large(2)),
 ];
 
 /// What a flood was.
@@ -94,14 +106,14 @@ impl Flood {
         let most = SLOW_CONNECTIONS_MAX;
         ensure!(self.slow_connections <= most, "{most} slow connections at most");
         ensure!(self.duration > HEAD_START, "a flood takes longer than {HEAD_START:?}");
-        raise_file_limit(self.slow_connections + self.connections + 1000)?;
+        raise_file_limit(self.connections.max(2 * self.large_connections) + 1000)?;
         let (programs, out, cores) = (self.files.programs(&[])?, self.files.out()?, Cores::choose()?);
         cores.join_others()?;
         let mut text = self.about(cores);
         for (name, scenario) in SCENARIOS {
             eprintln!("{name}");
             let server = System::Hookgate(Setup::Stdout).start(&programs, &Addresses::default(), cores)?;
-            text.push_str(&self.measure(name, *scenario, &server)?);
+            text.push_str(&self.measure(name, *scenario, &server, &programs)?);
         }
         let file = out.join("flood.md");
         fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
@@ -111,12 +123,14 @@ impl Flood {
     }
 
     fn about(&self, cores: Cores) -> String {
-        let Self { duration, connections, slow_connections, quiet_rate, .. } = self;
+        let Self { duration, connections, slow_connections, large_connections, quiet_rate, .. } = self;
         format!(
             "# A quiet source beside a flood\n\n\
              hookgate on core {}, to standard output; senders on core {}. The quiet source sends {quiet_rate} events a second, each 1 KiB, on \
              {QUIET_CONNECTIONS} connections that it keeps, and a tenth as many on a new connection each. Floods take {duration:?}: fast ones \
-             have {connections} connections, slow ones {slow_connections}, with a byte a second on each.\n\n\
+             have {connections} connections, slow ones {slow_connections}, with a byte a second on each, those with bodies of 2 MiB {large_connections} or twice as many. An \
+             event that is refused has an answer of its own: 503 where there is no room, 429 where a rate is exceeded; one that is broken or timed \
+             out has none. RSS peak beside {connections} connections at full speed is to be 64 MiB at most.\n\n\
              | Beside | p50, ms | p99, ms | p99.9, ms | generator late, p99, ms | not 200 | new connections: p50, ms | p99, ms | not 200 | RSS idle, MiB | RSS peak, MiB | \
              CPU s | The flood |\n\
              |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -124,14 +138,14 @@ impl Flood {
         )
     }
 
-    fn measure(&self, name: &str, scenario: Scenario, server: &Server) -> anyhow::Result<String> {
+    fn measure(&self, name: &str, scenario: Scenario, server: &Server, programs: &Programs) -> anyhow::Result<String> {
         let before = Usage::of(server.id())?;
         let end = Instant::now() + self.duration;
         let (kept, fresh, flooded) = thread::scope(|scope| {
             let flood = scope.spawn(|| {
                 // They share a core: the quiet source's answers are to be read when they come, not when the flood lets it.
                 let _lowered = nice(LEAST_PRIORITY);
-                self.flood(scenario, server, end)
+                self.flood(scenario, server, programs, end)
             });
             thread::sleep(HEAD_START);
             let kept = scope.spawn(|| self.quiet(server, Reuse::KeepAlive, end));
@@ -172,7 +186,7 @@ impl Flood {
         load::run(&plan, &events(server, QUIET_PATH, Kind::New)).context("send events of the quiet source")
     }
 
-    fn flood(&self, scenario: Scenario, server: &Server, end: Instant) -> anyhow::Result<Flooded> {
+    fn flood(&self, scenario: Scenario, server: &Server, programs: &Programs, end: Instant) -> anyhow::Result<Flooded> {
         match scenario {
             Scenario::Alone => Ok(Flooded::Not),
             Scenario::Fast(kind) => {
@@ -180,8 +194,13 @@ impl Flood {
                 Ok(Flooded::Fast(Box::new(outcome.context("flood")?)))
             }
             Scenario::Slow(drip) => {
-                let held = slow::drip(server.address, PATH, drip, self.slow_connections, end);
+                let held = slow::drip_together(&programs.own, server.address, PATH, drip, self.slow_connections, end);
                 Ok(Flooded::Slow(held.context("flood")?))
+            }
+            Scenario::Large(times) => {
+                let plan = plan(server, times * self.large_connections, end);
+                let events = large_events(server);
+                Ok(Flooded::Fast(Box::new(load::run(&plan, &events).context("flood")?)))
             }
         }
     }
@@ -204,6 +223,11 @@ fn events(server: &Server, path: &str, kind: Kind) -> Events {
     Events::new(kind, &server.address.to_string(), path, SECRET.as_bytes(), BODY_BYTES, fastrand::u32(..))
 }
 
+fn large_events(server: &Server) -> Events {
+    let (host, secret) = (server.address.to_string(), SECRET.as_bytes());
+    Events::new(Kind::New, &host, PATH, secret, LARGE_BODY_BYTES, fastrand::u32(..))
+}
+
 impl Flooded {
     fn tell(&self) -> String {
         match self {
@@ -211,27 +235,17 @@ impl Flooded {
             Self::Fast(outcome) => {
                 let statuses: Vec<_> =
                     outcome.statuses.iter().map(|(status, count)| format!("{status}: {count}")).collect();
-                format!("{:.0}/s ({}; broken: {})", outcome.rate(), statuses.join(", "), outcome.broken)
+                format!(
+                    "{:.0}/s ({}; broken: {}, timed out: {})",
+                    outcome.rate(),
+                    statuses.join(", "),
+                    outcome.broken,
+                    outcome.timed_out
+                )
             }
             Self::Slow(Held { begun, ended, held }) => {
                 format!("{begun} begun, {ended} ended by hookgate, {held} held at the end")
             }
         }
     }
-}
-
-/// Lets this process, and what it starts, have so many files open.
-fn raise_file_limit(files: usize) -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    let files = files as u64;
-    if limit.current.is_none_or(|current| current >= files) {
-        return Ok(());
-    }
-    ensure!(
-        limit.maximum.is_none_or(|most| most >= files),
-        "{files} open files are needed, {:?} are allowed",
-        limit.maximum
-    );
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum.or(Some(files)), ..limit })
-        .context("raise the limit of open files")
 }

@@ -24,7 +24,7 @@ use rustix::{
     event::{Timespec, epoll},
 };
 
-pub(crate) use self::connection::connecting;
+pub(crate) use self::connection::connecting_from;
 use self::connection::{Connection, Due, End};
 use crate::event::Events;
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::OwnedFd,
     time::Instant,
 };
@@ -10,7 +10,7 @@ use std::{
 use rustix::{
     event::epoll::{self, EventData, EventFlags},
     io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt},
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
 };
 
 use crate::{
@@ -196,13 +196,29 @@ fn begin(address: SocketAddr, epoll: &OwnedFd, place: usize) -> io::Result<TcpSt
 }
 
 /// A socket that does not block and is on its way to `address`.
-pub(crate) fn connecting(address: SocketAddr) -> io::Result<TcpStream> {
+fn connecting(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket_for(address)?;
+    set_out(socket, address)
+}
+
+/// The same from this address of ours: each has its own ports, of which there are too few for many connections.
+pub(crate) fn connecting_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket_for(address)?;
+    bind(&socket, &SocketAddr::new(source, 0))?;
+    set_out(socket, address)
+}
+
+fn socket_for(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
+    Ok(socket)
+}
+
+fn set_out(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
     match connect(&socket, &address) {
         // Refused at once is met again by the first read.
         Ok(()) | Err(Errno::INPROGRESS | Errno::CONNREFUSED) => Ok(TcpStream::from(socket)),
