@@ -52,8 +52,8 @@ pub(crate) struct Flood {
 /// More than these would be more processes than a machine has to spare.
 const SLOW_CONNECTIONS_MAX: usize = 100_000;
 
-/// Of the quiet source, for each of its two ways.
-const QUIET_CONNECTIONS: usize = 16;
+/// Of the quiet source, for each of its two ways: enough for its rate while an answer takes a quarter of a second.
+const QUIET_CONNECTIONS: usize = 64;
 
 /// How much of a flood is over before the quiet source begins.
 const HEAD_START: Duration = Duration::from_secs(2);
