@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, error::Elapsed, timeout_at};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, error::Elapsed, timeout_at},
+};
 
 /// A point in time after which an answer is of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +46,36 @@ impl Deadline {
     /// [`Elapsed`] when the point came first; `future` is dropped then.
     pub async fn bound<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
         timeout_at(self.0, future).await
+    }
+}
+
+/// Turns at the work that a long body is: to verify, to read and to route two mebibytes takes milliseconds.
+///
+/// So many as are there do it at once; all others wait, while the events with short bodies go past them. Without that, who comes
+/// after a hundred long bodies waits for them all.
+#[derive(Debug)]
+pub struct Turns(Semaphore);
+
+/// A turn, until it is dropped.
+#[derive(Debug)]
+#[must_use = "it ends when it is dropped"]
+pub struct Turn<'a>(#[expect(dead_code, reason = "it is kept, not looked at")] Option<SemaphorePermit<'a>>);
+
+impl Turns {
+    /// Shortest body that waits for its turn, in bytes: below, a turn costs more than what it is for.
+    pub const BODY_BYTES_MIN: usize = 64 * 1024;
+
+    /// Turns for `at_once` long bodies.
+    pub fn new(at_once: usize) -> Self {
+        Self(Semaphore::new(at_once.max(1)))
+    }
+
+    /// Waits for a turn, in the order of asking, where the body is long; but not past `deadline`: then it is everybody's.
+    pub async fn take(&self, body_bytes: usize, deadline: Deadline) -> Turn<'_> {
+        match body_bytes < Self::BODY_BYTES_MIN {
+            true => Turn(None),
+            false => Turn(deadline.bound(self.0.acquire()).await.ok().and_then(Result::ok)),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     handshake::HandshakeReply,
     identity::Malformed,
     intake::NotInflated,
-    limits::Deadline,
+    limits::{Deadline, Turns},
     message::Message,
     observe::{AttemptResult, Chain, Observation, Observer, Outcome},
     publisher::Publisher,
@@ -44,6 +44,8 @@ pub struct Pipeline {
     pub observer: Arc<dyn Observer>,
     /// How long after its last byte a request is answered at the latest, where its source does not say.
     pub reply_deadline: Duration,
+    /// Who of those with long bodies is at work.
+    pub turns: Arc<Turns>,
     /// Every task that an event started; empty when all of them are done.
     pub tasks: TaskTracker,
 }
@@ -90,10 +92,12 @@ impl Pipeline {
             outcome: Outcome::Failed,
             cause: None,
         };
+        let turn = self.turns.take(body_bytes, deadline).await;
         let event = match Self::event(source, &ending.trace, request) {
             Ok(event) => Arc::new(event),
             Err(refused) => return ending.of(Err(refused)).map(Answered::Accepted),
         };
+        drop(turn);
         ending.event = Some(Arc::clone(&event));
         let mut outcome = self.take_on(source, &event, deadline).await;
         if let Ok(Taken::OtherBody) = outcome {
@@ -126,7 +130,9 @@ impl Pipeline {
         event: &Arc<Authenticated<Event>>,
         deadline: Deadline,
     ) -> Result<Taken, Refused> {
+        let turn = self.turns.take(event.body.len(), deadline).await;
         let Decision { routed, routes } = self.router.plan(event);
+        drop(turn);
         for (route, result) in &routes {
             self.observer.observe(&Observation::RouteDecided { route, result: *result });
         }
@@ -145,7 +151,10 @@ impl Pipeline {
         request: Unverified,
         deadline: Deadline,
     ) -> Result<Authenticated<Request>, Refused> {
-        let verified = match source.verifier().attempt(request) {
+        let turn = self.turns.take(request.peek().body.len(), deadline).await;
+        let attempted = source.verifier().attempt(request);
+        drop(turn);
+        let verified = match attempted {
             Err(refusal) => match source.verifier().wanted(&refusal.unverified) {
                 documents if documents.is_empty() => Err(refusal.failure),
                 documents => {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hookgate_core::{
     event::SinkId,
     handoff::{Accepted, AcceptedAs, Answered, Miss, Refused},
+    limits::{Deadline, Turns},
     observe::Observer,
     pipeline::Pipeline,
     sink::{PublishErrorKind, PublishReason},
@@ -131,6 +132,30 @@ async fn a_sink_that_never_answers_is_left_at_the_deadline() {
     let begun = tokio::time::Instant::now();
     assert_eq!(bench.outcome(&TestEvent::new("1")).await, Err(Refused::NotHandedOff(Miss::Unknown)));
     assert_eq!(begun.elapsed().as_millis() / 10, 250, "at the reply deadline of 2.5 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_with_short_bodies_go_past_long_ones_that_wait_for_their_turn() {
+    let bench = Bench::with(&sink());
+    let (long, short) = (TestEvent::new("long").body(vec![b'x'; Turns::BODY_BYTES_MIN]), TestEvent::new("short"));
+    let turn = bench.pipeline.turns.take(usize::MAX, Deadline::after(LIMIT)).await;
+    let mut waiting = std::pin::pin!(bench.outcome(&long));
+    tokio::select! {
+        biased;
+        outcome = &mut waiting => panic!("it has not had its turn: {outcome:?}"),
+        outcome = bench.outcome(&short) => assert_eq!(outcome, Ok(AcceptedAs::Delivered)),
+    }
+    drop(turn);
+    assert_eq!(waiting.await, Ok(AcceptedAs::Delivered));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_is_waited_for_no_longer_than_the_deadline() {
+    let bench = Bench::with(&sink());
+    let _turn = bench.pipeline.turns.take(usize::MAX, Deadline::after(LIMIT)).await;
+    let begun = tokio::time::Instant::now();
+    let _outcome = bench.outcome(&TestEvent::new("1").body(vec![b'x'; Turns::BODY_BYTES_MIN])).await;
+    assert_eq!(begun.elapsed().as_millis() / 10, 250, "the reply deadline is 2.5 s");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    num::NonZero,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -147,9 +146,7 @@ fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<Exi
 
 /// On one core everything runs on the main thread: there a task that wakes another costs no switch of threads.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    // Of what the scheduler and the control group leave to the process.
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let mut builder = match cores {
+    let mut builder = match run::cores() {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };

@@ -18,7 +18,7 @@ use hookgate_core::{
     dedup::Dedup,
     drain::Drain,
     event::{SinkId, SourceId},
-    limits::Deadline,
+    limits::{Deadline, Turns},
     observe::{Chain, Observation, Observer},
     pipeline::Pipeline,
     publisher::Publisher,
@@ -69,6 +69,7 @@ pub(crate) struct Fixed {
     pub(crate) spool: Option<Arc<LocalSpool>>,
     pub(crate) dedup: Dedup,
     pub(crate) fetch: Arc<dyn Fetch>,
+    pub(crate) turns: Arc<Turns>,
     /// What events have started, under whatever config: it is waited for at the end.
     pub(crate) events: TaskTracker,
     /// Tasks that end with the process, and what ends them.
@@ -93,6 +94,7 @@ impl Fixed {
             fetch: Arc::clone(&self.fetch),
             observer: self.observer(),
             reply_deadline: config.server.reply_deadline,
+            turns: Arc::clone(&self.turns),
             tasks: self.events.clone(),
         })
     }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    num::NonZero,
     path::PathBuf,
     sync::{
         Arc,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::Context;
 use hookgate_core::{
-    limits::Deadline,
+    limits::{Deadline, Turns},
     observe::{Observation, Observer},
     pipeline::Pipeline,
 };
@@ -102,6 +103,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         spool: spool.clone(),
         dedup,
         fetch: Arc::new(parts.fetcher.clone()),
+        // The other half is for events with short bodies.
+        turns: Arc::new(Turns::new(cores() / 2)),
         events: TaskTracker::new(),
         background: background.clone(),
         stop_background: stops.background.clone(),
@@ -158,6 +161,11 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     within(CLOSE_LIMIT, "the audit trail", telemetry.close_audit()).await;
     tracing::info!("hookgate has stopped");
     Ok(())
+}
+
+/// Processor cores that the scheduler and the control group leave to the process.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// Opens the spool, on a thread that may wait for the disk.

@@ -14,13 +14,16 @@ use hookgate_core::{
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use tokio::time::timeout_at;
+use tokio::{task::yield_now, time::timeout_at};
 
 /// Slowest body that is waited for once `body_timeout` is used up, in bytes per second.
 const BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
 /// Largest buffer that is made on the word of a Content-Length alone, in bytes.
 const ANNOUNCED_MAX: u64 = 64 * 1024;
+
+/// Bytes of one body that are read before others have their turn. What a sender has ready can be megabytes.
+const UNBROKEN_MAX: usize = 64 * 1024;
 
 /// A body that has not been read.
 pub trait Content: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static {}
@@ -54,6 +57,7 @@ pub(crate) async fn read(
     let started = Instant::now();
     let mut reservation = limits.admission.begin();
     let mut bytes = BytesMut::with_capacity(usize::try_from(announced.unwrap_or(0).min(ANNOUNCED_MAX)).unwrap_or(0));
+    let mut unbroken = 0;
     loop {
         let seconds_earned = Duration::from_secs(bytes.len() as u64 / BYTES_PER_SECOND_MIN);
         let frame = match timeout_at((started + limits.timeout + seconds_earned).into(), body.frame()).await {
@@ -74,6 +78,11 @@ pub(crate) async fn read(
             return Err(Rejection::Memory);
         }
         bytes.extend_from_slice(&data);
+        unbroken += data.len();
+        if unbroken >= UNBROKEN_MAX {
+            unbroken = 0;
+            yield_now().await;
+        }
     }
 }
 

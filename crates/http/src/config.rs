@@ -71,7 +71,7 @@ pub struct ServerConfig {
     /// Most body bytes held at once; past that senders get 503. Default: 256 MiB. Memory use can reach about twice that
     /// while bodies are being read.
     pub max_in_flight_bytes: ByteLimit,
-    /// Refusals (4xx) that are told at once; beyond that each waits for 100 ms, so that whoever sends wrong signatures as fast
+    /// Refusals (4xx) that are told at once; beyond that each waits for some 100 ms, so that whoever sends wrong signatures as fast
     /// as they are refused does not keep the processor from the events of others. Default: `"1000/s"`.
     pub prompt_refusals: Rate,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.

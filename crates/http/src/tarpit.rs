@@ -9,8 +9,9 @@ use governor::{DefaultDirectRateLimiter, RateLimiter};
 use hookgate_core::intake::Rate;
 use tokio::{sync::Semaphore, time::sleep};
 
-/// How long a refusal waits. A sender who mends its mistake does not notice.
-pub(crate) const HELD_FOR: Duration = Duration::from_millis(100);
+/// How long a refusal waits: half of it to one and a half, so that what came together does not go on together. A sender who mends
+/// its mistake does not notice.
+const HELD_FOR: Duration = Duration::from_millis(100);
 
 /// Refusals that wait at once; beyond that they are answered at once, since one that waits takes memory.
 const HELD_MAX: usize = 4096;
@@ -32,7 +33,7 @@ impl Tarpit {
         if self.prompt.check().is_err()
             && let Ok(_place) = self.places.try_acquire()
         {
-            sleep(HELD_FOR).await;
+            sleep(HELD_FOR.mul_f64(0.5 + fastrand::f64())).await;
         }
     }
 }
@@ -51,7 +52,7 @@ mod tests {
         join_all((0..10).map(|_| tarpit.hold())).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
         tarpit.hold().await;
-        assert!(begun.elapsed() >= HELD_FOR, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= HELD_FOR / 2, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use hookgate_core::{
     config::ByteLimit,
     dedup::{Dedup, Memory},
     event::{Event, SinkId, SourceId},
+    limits::Turns,
     message::Message,
     observe::Observer,
     pipeline::Pipeline,
@@ -245,6 +246,7 @@ impl TestEvent {
             fetch: Arc::new(Offline),
             observer: Arc::clone(observer),
             reply_deadline: Duration::from_millis(2500),
+            turns: Arc::new(Turns::new(1)),
             tasks: TaskTracker::new(),
         }
     }
