@@ -168,7 +168,7 @@ impl Server {
                 place: Arc::clone(&place),
                 observer: Arc::clone(&observer),
             };
-            let connection = connection.serve(stream, tls.clone(), stop.clone());
+            let connection = Box::pin(connection.serve(stream, tls.clone(), stop.clone()));
             let abort = abort.clone();
             connections.spawn(async move {
                 tokio::select! {
@@ -284,7 +284,7 @@ impl<S: Answers> Connection<S> {
         }
         let Some(tls) = tls else { return self.serve_http(stream, deadline).await };
         // After a stop none is finished: no request would follow it.
-        let handshake = timeout_at(deadline, tls.accept(stream));
+        let handshake = timeout_at(deadline, Box::pin(tls.accept(stream)));
         let Some(shaken) = stop.run_until_cancelled(handshake).await else { return };
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
@@ -303,7 +303,13 @@ impl<S: Answers> Connection<S> {
     }
 
     /// `deadline` is that of the first request's head.
-    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, deadline: Instant) {
+    ///
+    /// What it returns is small: an idle connection should take little memory, and a future has room for all that it was made of.
+    fn serve_http(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        deadline: Instant,
+    ) -> impl Future<Output = ()> {
         let Self { builder, service, watcher, peer, leaving, place, .. } = self;
         let requested = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&requested);
@@ -328,14 +334,16 @@ impl<S: Answers> Connection<S> {
             }
         });
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
-        let mut connection = std::pin::pin!(connection);
-        // How a connection ends is the client's business: what matters was observed per request.
-        tokio::select! {
-            _ = &mut connection => return,
-            () = sleep_until(deadline) => {}
-        }
-        if requested.load(Ordering::Relaxed) {
-            let _ended = connection.await;
+        let mut connection = Box::pin(connection);
+        async move {
+            // How a connection ends is the client's business: what matters was observed per request.
+            tokio::select! {
+                _ = &mut connection => return,
+                () = sleep_until(deadline) => {}
+            }
+            if requested.load(Ordering::Relaxed) {
+                let _ended = connection.await;
+            }
         }
     }
 }
