@@ -43,7 +43,9 @@ pub(crate) fn claim_of(owner: Owner) -> String {
 
 /// The value of an accepted event.
 pub(crate) fn accepted(body: Fingerprint) -> String {
-    format!("1C{:016x}", u64::from_be_bytes(body.to_bytes()))
+    let mut value = String::with_capacity(18);
+    write!(value, "1C{body}").expect("memory takes it");
+    value
 }
 
 /// Reads what `owner` found in place of nothing.

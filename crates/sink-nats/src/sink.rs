@@ -279,5 +279,6 @@ fn header_name(name: &str) -> Result<(HeaderName, Often), ParseHeaderNameError> 
         "ce-specversion" "ce-id" "ce-source" "ce-type" "ce-time" "content-type" "hookgate-source" "hookgate-event-id"
         "hookgate-received-at" "hookgate-route" "traceparent" "Nats-Msg-Id"
     }
-    Ok((name.parse()?, Often::Maybe))
+    // Attributes are the rest of ours.
+    Ok((name.parse()?, if name.starts_with("hookgate-") { Often::Once } else { Often::Maybe }))
 }
