@@ -13,6 +13,7 @@
 
 mod access;
 mod config;
+mod deliveries;
 mod error;
 mod producer;
 mod sink;

@@ -24,22 +24,20 @@ use rdkafka::{
     client::OAuthToken,
     config::RDKafkaLogLevel,
     error::KafkaError,
-    message::OwnedHeaders,
-    producer::{
-        FutureProducer, FutureRecord, Producer,
-        future_producer::{Delivery, DeliveryFuture},
-    },
+    message::{Message, OwnedHeaders},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer, future_producer::Delivery},
     statistics::Broker,
     types::RDKafkaErrorCode as Code,
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     task::{self, JoinHandle},
 };
 
 use crate::{
     access::{Access, AccessError, refused},
     config::Config,
+    deliveries::{Deliveries, Outcome, Waiter},
     error::{Cause, Disconnected},
 };
 
@@ -73,7 +71,7 @@ pub(crate) struct Maker {
 /// A producer. It is let go on a thread of its own, since that takes its time.
 pub(crate) struct Live {
     /// `None` only while it is dropped.
-    producer: Option<FutureProducer<Ear>>,
+    producer: Option<ThreadedProducer<Ear>>,
     pub(crate) signs: Arc<Signs>,
     brokers: Arc<str>,
     max_message: u64,
@@ -105,13 +103,14 @@ pub(crate) struct Signs {
 struct Ear {
     sink: SinkId,
     signs: Arc<Signs>,
+    deliveries: Arc<Deliveries>,
     access: Arc<Access>,
     observer: Arc<dyn Observer>,
 }
 
 /// A message that was handed over, until its delivery or its caller's end.
 pub(crate) struct Pending {
-    delivery: DeliveryFuture,
+    outcome: oneshot::Receiver<Outcome>,
     waiting: Waiting,
 }
 
@@ -131,19 +130,22 @@ impl Maker {
         &self.brokers
     }
 
-    /// Makes a producer, which begins to connect. Reads files, so it may block.
+    /// Makes a producer, which begins to connect. Reads files, so it may block; on a thread of the runtime.
     pub(crate) fn make(&self) -> Result<Live, AccessError> {
         let mut properties = self.properties.clone();
         self.access.apply(&mut properties)?;
         let signs = Arc::new(Signs::new(&self.brokers));
         let (sink, access, observer) = (self.sink.clone(), Arc::clone(&self.access), Arc::clone(&self.observer));
-        let ear = Ear { sink, signs: Arc::clone(&signs), access, observer };
+        let deliveries: Arc<Deliveries> = Arc::default();
+        let ear = Ear { sink, signs: Arc::clone(&signs), deliveries: Arc::clone(&deliveries), access, observer };
         let producer = properties.create_with_context(ear).map_err(|error| match error {
             // The library's own text of these holds the property's value.
             KafkaError::ClientConfig(_, words, property, _) => refused(&format!("{property}: {words}")),
             KafkaError::ClientCreation(words) => refused(&words),
             _ => refused("librdkafka made no producer"),
         })?;
+        // Until the producer has ended, and with it the ear.
+        task::spawn(deliveries.tell());
         let (brokers, max_message) = (Arc::clone(&self.brokers), self.max_message);
         Ok(Live { producer: Some(producer), signs, brokers, max_message })
     }
@@ -192,12 +194,13 @@ fn properties(id: &SinkId, config: &Config) -> ClientConfig {
 impl Live {
     /// Hands a message over. Nothing was sent if that fails; it never waits.
     pub(crate) fn send(&self, topic: &str, key: &str, headers: OwnedHeaders, body: &[u8]) -> Result<Pending, Cause> {
-        let record = FutureRecord::to(topic).payload(body).headers(headers);
+        let (waiter, outcome) = oneshot::channel();
+        let record = BaseRecord::with_opaque_to(topic, Box::new(waiter)).payload(body).headers(headers);
         // All messages with an empty key would share one partition; without one they are spread.
         let record = if key.is_empty() { record } else { record.key(key) };
         let waiting = Waiting::begin(&self.signs);
-        match self.producer().send_result(record) {
-            Ok(delivery) => Ok(Pending { delivery, waiting }),
+        match self.producer().send(record) {
+            Ok(()) => Ok(Pending { outcome, waiting }),
             Err((error, _)) => Err(Cause::of_sending(&error, topic, self.max_message)),
         }
     }
@@ -247,7 +250,7 @@ impl Live {
         self.signs.waiting.load(Ordering::Acquire) == 0 && self.producer().in_flight_count() > 0
     }
 
-    fn producer(&self) -> &FutureProducer<Ear> {
+    fn producer(&self) -> &ThreadedProducer<Ear> {
         self.producer.as_ref().expect("it is taken by drop only")
     }
 }
@@ -279,14 +282,14 @@ impl Pending {
     /// Dropped while it waits, the message may be stored, now or later.
     pub(crate) async fn delivered(self, topic: &str, deadline: Deadline) -> Result<Delivery, Cause> {
         let signs = &self.waiting.0;
-        match deadline.bound(self.delivery).await {
+        match deadline.bound(self.outcome).await {
             Ok(Ok(Ok(delivery))) => {
                 signs.acknowledged.fetch_add(1, Ordering::AcqRel);
                 Ok(delivery)
             }
-            Ok(Ok(Err((error, _)))) => Err(signs.refusal(&error).unwrap_or_else(|| Cause::of_delivery(&error, topic))),
+            Ok(Ok(Err(error))) => Err(signs.refusal(&error).unwrap_or_else(|| Cause::of_delivery(&error, topic))),
             // The producer was dropped.
-            Ok(Err(_canceled)) => Err(Cause::GivenUp),
+            Ok(Err(_gone)) => Err(Cause::GivenUp),
             Err(_elapsed) => {
                 // It may be that no answer comes to anybody.
                 signs.changed.notify_one();
@@ -370,6 +373,28 @@ impl Signs {
             }
         }
         self.changed.notify_one();
+    }
+}
+
+impl ProducerContext for Ear {
+    type DeliveryOpaque = Box<Waiter>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
+        let outcome = match result {
+            Ok(message) => Ok(Delivery {
+                partition: message.partition(),
+                offset: message.offset(),
+                timestamp: message.timestamp(),
+            }),
+            Err((error, _)) => Err(error.clone()),
+        };
+        self.deliveries.add(*waiter, outcome);
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.deliveries.end();
     }
 }
 

@@ -70,21 +70,26 @@ const LEAST_PRIORITY: i32 = 19;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scenario {
     Alone,
+    /// As fast as answers come.
     Fast(Kind),
+    /// So many a second.
+    Paced(Kind, u32),
     Slow(Drip),
     /// Large bodies, on so many times `large_connections`.
     Large(usize),
 }
 
-const SCENARIOS: &[(&str, Scenario)] = &[
-    ("alone", Scenario::Alone),
-    ("wrong signatures, as fast as answers come", Scenario::Fast(Kind::Unsigned)),
-    ("new events of another source, likewise", Scenario::Fast(Kind::New)),
-    ("repeats of one event of another source, likewise", Scenario::Fast(Kind::Duplicate)),
-    ("slow headers", Scenario::Slow(Drip::Headers)),
-    ("slow bodies", Scenario::Slow(Drip::Body)),
-    ("bodies of 2 MiB, as many as fit in `max_in_flight_bytes`", Scenario::Large(1)),
-    ("bodies of 2 MiB, twice as many", Scenario::Large(2)),
+const SCENARIOS: &[(&str, Setup, Scenario)] = &[
+    ("alone", Setup::Stdout, Scenario::Alone),
+    ("wrong signatures, as fast as answers come", Setup::Stdout, Scenario::Fast(Kind::Unsigned)),
+    ("new events of another source, likewise", Setup::Stdout, Scenario::Fast(Kind::New)),
+    ("the same, where that source has `max_rate = \"1000/s\"`", Setup::Rated, Scenario::Fast(Kind::New)),
+    ("repeats of one event of another source, likewise", Setup::Stdout, Scenario::Fast(Kind::Duplicate)),
+    ("the same, 10,000 a second", Setup::Stdout, Scenario::Paced(Kind::Duplicate, 10_000)),
+    ("slow headers", Setup::Stdout, Scenario::Slow(Drip::Headers)),
+    ("slow bodies", Setup::Stdout, Scenario::Slow(Drip::Body)),
+    ("bodies of 2 MiB, as many as fit in `max_in_flight_bytes`", Setup::Stdout, Scenario::Large(1)),
+    ("bodies of 2 MiB, twice as many", Setup::Stdout, Scenario::Large(2)),
 ];
 
 /// What a flood was.
@@ -110,9 +115,9 @@ impl Flood {
         let (programs, out, cores) = (self.files.programs(&[])?, self.files.out()?, Cores::choose()?);
         cores.join_others()?;
         let mut text = self.about(cores);
-        for (name, scenario) in SCENARIOS {
+        for (name, setup, scenario) in SCENARIOS {
             eprintln!("{name}");
-            let server = System::Hookgate(Setup::Stdout).start(&programs, &Addresses::default(), cores)?;
+            let server = System::Hookgate(*setup).start(&programs, &Addresses::default(), cores)?;
             text.push_str(&self.measure(name, *scenario, &server, &programs)?);
         }
         let file = out.join("flood.md");
@@ -192,6 +197,10 @@ impl Flood {
             Scenario::Fast(kind) => {
                 let outcome = load::run(&plan(server, self.connections, end), &events(server, PATH, kind));
                 Ok(Flooded::Fast(Box::new(outcome.context("flood")?)))
+            }
+            Scenario::Paced(kind, rate) => {
+                let plan = Plan { pace: Pace::PerSecond(rate.into()), ..plan(server, self.connections, end) };
+                Ok(Flooded::Fast(Box::new(load::run(&plan, &events(server, PATH, kind)).context("flood")?)))
             }
             Scenario::Slow(drip) => {
                 let held = slow::drip_together(&programs.own, server.address, PATH, drip, self.slow_connections, end);

@@ -187,7 +187,7 @@ fn cases() -> Vec<Case> {
         case(TO_BROKERS, System::Composite(Threads::Two), Kind::New),
         case(REPEATS, System::Hookgate(Setup::Brokers(Broker::JetStream)), Kind::Duplicate),
         case(REPEATS, System::Composite(Threads::Current), Kind::Duplicate),
-        case(REFUSED, System::Hookgate(Setup::Stdout), Kind::Unsigned),
+        case(REFUSED, System::Hookgate(Setup::Refusing), Kind::Unsigned),
         case(REFUSED, System::Bare(Threads::Current), Kind::Unsigned),
         routes(1, Rule::Equality, ", 1 route, an equality"),
         routes(100, Rule::Equality, ", 100 routes, equalities"),

@@ -61,6 +61,10 @@ pub(crate) enum System {
 pub(crate) enum Setup {
     /// Everything to standard output.
     Stdout,
+    /// The same, however many are refused.
+    Refusing,
+    /// The same, but no more than a thousand events a second of the source that is not quiet.
+    Rated,
     /// The same, with room for so many remembered ids.
     Remembering(u64),
     /// The same behind so many routes that do not match.
@@ -125,7 +129,7 @@ impl System {
             Self::Hookgate(Setup::Brokers(broker)) => Some(broker),
             Self::Composite(_) => Some(Broker::JetStream),
             Self::CompositeAmqp(_) => Some(Broker::RabbitMq),
-            Self::Hookgate(Setup::Stdout | Setup::Remembering(_) | Setup::Routes(..)) | Self::Bare(_) => None,
+            Self::Hookgate(_) | Self::Bare(_) => None,
         }
     }
 
@@ -178,14 +182,18 @@ fn yardstick(own: &Path, name: &str, threads: Threads, address: SocketAddr) -> C
 
 /// Two sources, so that one can be flooded while the other is watched. No spool: nothing is to be written to a disk.
 fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, addresses: &Addresses) -> String {
-    let mut config = format!("[server]\nlisten = \"{address}\"\n[admin]\nlisten = \"{admin}\"\n");
+    let refusals = if setup == Setup::Refusing { "prompt_refusals = \"1000000/s\"\n" } else { "" };
+    let mut config = format!("[server]\nlisten = \"{address}\"\n{refusals}[admin]\nlisten = \"{admin}\"\n");
     for (name, path) in [("github", PATH), ("quiet", QUIET_PATH)] {
         let secrets = format!("secrets = [{{ env = \"{SECRET_VARIABLE}\" }}]");
         config.push_str(&format!("[sources.{name}]\npath = \"{path}\"\npreset = \"github\"\n{secrets}\n"));
+        if setup == Setup::Rated && path != QUIET_PATH {
+            config.push_str("max_rate = \"1000/s\"\n");
+        }
     }
     let to_stdout = "[sinks.out]\ntype = \"stdout\"\n[[routes]]\nto = [{ sink = \"out\" }]\n";
     match setup {
-        Setup::Stdout => config.push_str(to_stdout),
+        Setup::Stdout | Setup::Refusing | Setup::Rated => config.push_str(to_stdout),
         Setup::Remembering(ids) => config.push_str(&format!("[dedup]\nmemory_entries = {ids}\n{to_stdout}")),
         Setup::Routes(count, rule) => {
             for place in 0..count {
