@@ -49,7 +49,9 @@ async fn every_captured_request_arrives_in_the_file_once_and_byte_for_byte() {
 async fn every_captured_request_arrives_in_jetstream_once_and_byte_for_byte() {
     let server = NatsServer::start(Default::default()).await;
     create_stream(&server).await;
-    let relay = Relay::start(&format!("{OPENCLAW}{}", to_nats(&server.url()))).await;
+    // All on one thread, where most tests have one for each core.
+    let threads = [("HOOKGATE_SERVER__THREADS", "1")];
+    let relay = Relay::start_with(&format!("{OPENCLAW}{}", to_nats(&server.url())), &threads).await;
     relay.wait_until_ready().await;
     let sent = send_all_twice(&relay).await;
     let messages = server.wire().await.read_stream("HOOKS").await;

@@ -141,23 +141,23 @@ fn send(arguments: &Arguments, what: &Send) -> Result<ExitCode, Failure> {
 
 fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<ExitCode, Failure> {
     let config = load(arguments)?;
-    runtime()?.block_on(shelf::shelf(what, dead, &config, arguments.json))
+    runtime(1)?.block_on(shelf::shelf(what, dead, &config, arguments.json))
 }
 
-/// On one core everything runs on the main thread: there a task that wakes another costs no switch of threads.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    let mut builder = match run::cores() {
+/// With one thread everything runs on the main one: there a task that wakes another costs no switch of threads.
+fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    builder.enable_all().thread_name("hookgate").build()
+    builder.worker_threads(threads).enable_all().thread_name("hookgate").build()
 }
 
 fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let (config, file) = (load(arguments)?, file(arguments).to_owned());
     let again = file.clone();
     let load = Arc::new(move || config::load(&again, std::env::vars()));
-    let runtime = runtime()?;
+    let runtime = runtime(config.server.threads())?;
     let ended = runtime.block_on(run::run(config, load, file));
     // What blocks a thread of the runtime still, a name that no server answers for, say, holds up no stop.
     runtime.shutdown_background();
@@ -167,7 +167,7 @@ fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let config = load(arguments)?;
-    let results = runtime()?.block_on(check::check(&config))?;
+    let results = runtime(1)?.block_on(check::check(&config))?;
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &results).map_err(io::Error::from)?;
@@ -182,7 +182,7 @@ fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 fn health(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    runtime()?.block_on(health::health(&load(arguments)?))?;
+    runtime(1)?.block_on(health::health(&load(arguments)?))?;
     Ok(ExitCode::SUCCESS)
 }
 

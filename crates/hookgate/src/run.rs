@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    num::NonZero,
     path::PathBuf,
     sync::{
         Arc,
@@ -104,7 +103,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         dedup,
         fetch: Arc::new(parts.fetcher.clone()),
         // The other half is for events with short bodies.
-        turns: Arc::new(Turns::new(cores() / 2)),
+        turns: Arc::new(Turns::new(config.server.threads() / 2)),
         events: TaskTracker::new(),
         background: background.clone(),
         stop_background: stops.background.clone(),
@@ -161,11 +160,6 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     within(CLOSE_LIMIT, "the audit trail", telemetry.close_audit()).await;
     tracing::info!("hookgate has stopped");
     Ok(())
-}
-
-/// Processor cores that the scheduler and the control group leave to the process.
-pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// Opens the spool, on a thread that may wait for the disk.

@@ -2,7 +2,9 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    num::NonZero,
     path::PathBuf,
+    thread,
     time::Duration,
 };
 
@@ -74,6 +76,11 @@ pub struct ServerConfig {
     /// Refusals (4xx) that are told at once; beyond that each waits for some 100 ms, so that whoever sends wrong signatures as fast
     /// as they are refused does not keep the processor from the events of others. Default: `"1000/s"`.
     pub prompt_refusals: Rate,
+    /// Threads that events are worked on by. One serves tens of thousands of events a second, and an event costs it the least
+    /// CPU: several wake one another. More of them do more in all, and a long body keeps nobody waiting. Default: one for each
+    /// core that the process may use.
+    #[serde(default, deserialize_with = "config::optional_count", skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.
     #[serde(with = "config::duration")]
     #[schemars(with = "config::DurationText")]
@@ -102,6 +109,7 @@ impl Default for ServerConfig {
             max_in_flight: 4096,
             max_in_flight_bytes: ByteLimit::mib(256),
             prompt_refusals: "1000/s".parse().expect("it is a rate"),
+            threads: None,
             drain_delay: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(20),
         }
@@ -109,6 +117,12 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
+    /// Threads that events are worked on by.
+    pub fn threads(&self) -> usize {
+        // Of what the scheduler and the control group leave to the process.
+        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
+    }
+
     /// What the schemes of the sources need to know of this server.
     ///
     /// # Errors
