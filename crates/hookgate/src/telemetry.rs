@@ -42,9 +42,6 @@ pub(crate) use self::{
     traces::TracesConfig,
 };
 
-/// How often histograms are folded: until then every sample is kept.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-
 /// The program's observer.
 pub(crate) struct Telemetry {
     metrics: Metrics,
@@ -159,16 +156,12 @@ impl Telemetry {
 
     /// Keeps the metrics small and the watchdog alive until `stop`.
     pub(crate) async fn keep_up(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = 0_u32;
         while stop.run_until_cancelled(tokio::time::sleep(health::TICK)).await.is_some() {
             self.health.tick();
-            ticks += 1;
-            if ticks * health::TICK >= UPKEEP_INTERVAL {
-                ticks = 0;
-                let telemetry = Arc::clone(&self);
-                // Folding many samples takes milliseconds of CPU.
-                let _folded = tokio::task::spawn_blocking(move || telemetry.metrics.fold()).await;
-            }
+            // Until its histogram is folded every sample is kept, megabytes a second where there is much to do; and the more there are,
+            // the longer the processor is taken from others.
+            let telemetry = Arc::clone(&self);
+            let _folded = tokio::task::spawn_blocking(move || telemetry.metrics.fold()).await;
         }
     }
 }

@@ -47,7 +47,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_refusals_waits_and_a_few_do_not() {
-        let tarpit = Tarpit::new("10/s".parse().expect("a rate"));
+        let tarpit = Tarpit::new("10/h".parse().expect("a rate"));
         let begun = Instant::now();
         join_all((0..10).map(|_| tarpit.hold())).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);

@@ -92,7 +92,7 @@ pub(crate) enum Request {
 
 impl Request {
     /// What has to bound its first sending so that it ends by `budget`, which has just begun. The library gives a command as long
-    /// itself, and a second timer for it costs more than the command; a script may take two commands.
+    /// itself, and a second timer of that length would be one more for every event; a script may take two commands.
     fn bound(&self, budget: Deadline) -> Option<Deadline> {
         match self {
             Self::Command(_) => None,
