@@ -19,8 +19,9 @@ use tokio::{task::yield_now, time::timeout_at};
 /// Slowest body that is waited for once `body_timeout` is used up, in bytes per second.
 const BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 
-/// Largest buffer that is made on the word of a Content-Length alone, in bytes.
-const ANNOUNCED_MAX: u64 = 64 * 1024;
+/// How many times as much room as has been sent is made on the word of a Content-Length: one who announces much and sends little takes
+/// little memory.
+const ANNOUNCED_TIMES: u64 = 16;
 
 /// Bytes of one body that are read before others have their turn. What a sender has ready can be megabytes.
 const UNBROKEN_MAX: usize = 64 * 1024;
@@ -56,7 +57,7 @@ pub(crate) async fn read(
     }
     let started = Instant::now();
     let mut reservation = limits.admission.begin();
-    let mut bytes = BytesMut::with_capacity(usize::try_from(announced.unwrap_or(0).min(ANNOUNCED_MAX)).unwrap_or(0));
+    let mut bytes = BytesMut::new();
     let mut unbroken = 0;
     loop {
         let seconds_earned = Duration::from_secs(bytes.len() as u64 / BYTES_PER_SECOND_MIN);
@@ -76,6 +77,11 @@ pub(crate) async fn read(
         }
         if !reservation.try_grow(data.len() as u64) {
             return Err(Rejection::Memory);
+        }
+        if bytes.capacity() < bytes.len() + data.len() {
+            let sent = (bytes.len() + data.len()) as u64;
+            let room = announced.unwrap_or(0).min(ANNOUNCED_TIMES * sent).saturating_sub(bytes.len() as u64);
+            bytes.reserve(usize::try_from(room).unwrap_or(0).max(data.len()));
         }
         bytes.extend_from_slice(&data);
         unbroken += data.len();

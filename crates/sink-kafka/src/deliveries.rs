@@ -76,11 +76,14 @@ impl Deliveries {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{thread, time::Duration};
 
     use rdkafka::{Timestamp, types::RDKafkaErrorCode};
+    use tokio::time::timeout;
 
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
 
     #[tokio::test]
     async fn everybody_is_told_by_its_end_whoever_delivered_it() {
@@ -96,10 +99,10 @@ mod tests {
             deliveries.end();
         });
         for (offset, waiting) in (0..).zip(waiting) {
-            let told = waiting.await.expect("it is told");
+            let told = timeout(LIMIT, waiting).await.expect("in time").expect("it is told");
             assert_eq!(told.ok().map(|delivery| delivery.offset), (offset % 2 == 0).then_some(offset));
         }
         delivering.join().expect("no panic");
-        telling.await.expect("it ends");
+        timeout(LIMIT, telling).await.expect("in time").expect("it ends");
     }
 }

@@ -84,6 +84,7 @@ impl Remembered {
         eprintln!("{}", file.display());
         Ok(())
     }
+
     fn about(&self, cores: Cores) -> String {
         let Self { events, connections, .. } = self;
         format!(
