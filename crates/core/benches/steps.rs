@@ -19,13 +19,17 @@ use std::{
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use hookgate_core::{
     auth::{Authenticated, Request, Unverified},
+    dedup::{Claim, Claimed},
     envelope,
     event::{Event, SinkId},
+    handoff::Handoff,
     message::Message,
     observe::{Observer, Unobserved},
     route::Routed,
+    sink::{Position, Receipt},
     source::Source,
 };
 use hookgate_testkit::{event::TestEvent, fake_sink::FakeSink, sender};
@@ -48,7 +52,7 @@ const TOLERANCE: f64 = 0.10;
 const MACHINE: &str = "machine: ";
 
 /// What the steps are called, in the order of an event's way.
-const STEPS: [&str; 7] = ["verify", "extract", "route", "address", "headers", "spool-record", "all"];
+const STEPS: [&str; 9] = ["verify", "extract", "route", "claim", "address", "headers", "settle", "spool-record", "all"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -201,6 +205,26 @@ impl Bench {
             "verify" => measured(requests.collect(), |request| drop(black_box(self.source.verify(request)))),
             "extract" => measured(verified().collect(), |request| drop(black_box(self.source.identify(request)))),
             "route" => measured(events().collect(), |event| drop(black_box(pipeline.router.plan(&event)))),
+            "claim" => {
+                // Kept, since one that is dropped is released.
+                let mut claims = Vec::with_capacity(count);
+                measured(events().collect(), |event: Arc<_>| claims.push(pipeline.dedup.memory.claim(&event)))
+            }
+            "settle" => {
+                let ready = messages().map(|message| {
+                    let plan = routed(&message.event);
+                    let position = Position { place: "place".into(), offset: 0, duplicate: false };
+                    let receipt = Receipt::acknowledged(&message, position);
+                    let handoff = Handoff::complete(&plan, &[receipt], &[]).expect("the only receipt");
+                    match pipeline.dedup.memory.claim(&message.event) {
+                        Claim::Fresh(claimed) => (claimed, handoff),
+                        _ => panic!("it is new"),
+                    }
+                });
+                measured(ready.collect(), |(claimed, handoff): (Claimed, _)| {
+                    black_box(claimed.settle(&handoff).now_or_never().expect("nobody is asked"));
+                })
+            }
             "address" => measured(events().map(|event| (routed(&event), event)).collect(), |(plan, event)| {
                 for message in plan.messages(&event) {
                     black_box(message.broker_id());
