@@ -86,6 +86,18 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[tokio::test]
+    async fn one_does_not_wait_for_the_next() {
+        let deliveries = Arc::new(Deliveries::default());
+        let telling = tokio::spawn(Arc::clone(&deliveries).tell());
+        for _ in 0..2 {
+            let (waiter, waiting) = oneshot::channel();
+            deliveries.add(waiter, Err(KafkaError::Canceled));
+            assert!(timeout(LIMIT, waiting).await.expect("in time").expect("it is told").is_err());
+        }
+        telling.abort();
+    }
+
+    #[tokio::test]
     async fn everybody_is_told_by_its_end_whoever_delivered_it() {
         let deliveries = Arc::new(Deliveries::default());
         let telling = tokio::spawn(Arc::clone(&deliveries).tell());
