@@ -131,7 +131,7 @@ impl EventKey {
 
 impl fmt::Debug for EventKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
+        fmt::Display::fmt(&HEXLOWER.encode_display(&self.0), f)
     }
 }
 
@@ -163,9 +163,7 @@ impl Fingerprint {
 impl fmt::Display for Fingerprint {
     /// 16 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0; 16];
-        HEXLOWER.encode_mut(&self.0, &mut digits);
-        f.write_str(std::str::from_utf8(&digits).expect("hexadecimal digits are ASCII"))
+        fmt::Display::fmt(&HEXLOWER.encode_display(&self.0), f)
     }
 }
 

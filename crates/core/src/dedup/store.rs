@@ -55,9 +55,7 @@ impl fmt::Display for Owner {
     /// 32 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Made for every claim: the formatter would look at each digit for its width.
-        let mut digits = [0; 32];
-        HEXLOWER.encode_mut(&self.0.to_be_bytes(), &mut digits);
-        f.write_str(std::str::from_utf8(&digits).expect("hexadecimal digits are ASCII"))
+        fmt::Display::fmt(&HEXLOWER.encode_display(&self.0.to_be_bytes()), f)
     }
 }
 
