@@ -20,6 +20,7 @@ use serde_json::json;
 
 #[cfg(feature = "kafka")]
 pub(crate) use self::kafka::KafkaPublisher;
+pub(crate) use self::rabbit::confirming_channel;
 use self::{kafka::Kafka, rabbit::Rabbit};
 use crate::{
     event::Events,

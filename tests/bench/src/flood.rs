@@ -6,7 +6,7 @@
 //! The surprising thing: slow senders are processes of their own, several of them. No single one may have as many files open.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     cores::Cores,
     event::{Events, Kind},
     load::{self, Outcome, Pace, Plan, Reuse},
-    report::Files,
+    report::{Files, publish},
     slow::{self, Drip, Held, raise_file_limit},
     system::{Addresses, PATH, Programs, QUIET_PATH, Server, Setup, System},
     usage::Usage,
@@ -120,11 +120,7 @@ impl Flood {
             let server = System::Hookgate(*setup).start(&programs, &Addresses::default(), cores)?;
             text.push_str(&self.measure(name, *scenario, &server, &programs)?);
         }
-        let file = out.join("flood.md");
-        fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
-        println!("{text}");
-        eprintln!("{}", file.display());
-        Ok(())
+        publish(&out, "flood.md", &text)
     }
 
     fn about(&self, cores: Cores) -> String {
@@ -188,53 +184,32 @@ impl Flood {
             Reuse::Fresh => f64::from(self.quiet_rate) / 10.0,
         };
         let plan = Plan { reuse, pace: Pace::PerSecond(rate), ..plan(server, QUIET_CONNECTIONS, end) };
-        load::run(&plan, &events(server, QUIET_PATH, Kind::New)).context("send events of the quiet source")
+        load::run(&plan, &events(server, QUIET_PATH, Kind::New, BODY_BYTES)).context("send events of the quiet source")
     }
 
     fn flood(&self, scenario: Scenario, server: &Server, programs: &Programs, end: Instant) -> anyhow::Result<Flooded> {
-        match scenario {
-            Scenario::Alone => Ok(Flooded::Not),
-            Scenario::Fast(kind) => {
-                let outcome = load::run(&plan(server, self.connections, end), &events(server, PATH, kind));
-                Ok(Flooded::Fast(Box::new(outcome.context("flood")?)))
-            }
-            Scenario::Paced(kind, rate) => {
-                let plan = Plan { pace: Pace::PerSecond(rate.into()), ..plan(server, self.connections, end) };
-                Ok(Flooded::Fast(Box::new(load::run(&plan, &events(server, PATH, kind)).context("flood")?)))
-            }
+        let (connections, pace, kind, body_bytes) = match scenario {
+            Scenario::Alone => return Ok(Flooded::Not),
             Scenario::Slow(drip) => {
                 let held = slow::drip_together(&programs.own, server.address, PATH, drip, self.slow_connections, end);
-                Ok(Flooded::Slow(held.context("flood")?))
+                return Ok(Flooded::Slow(held.context("flood")?));
             }
-            Scenario::Large(times) => {
-                let plan = plan(server, times * self.large_connections, end);
-                let events = large_events(server);
-                Ok(Flooded::Fast(Box::new(load::run(&plan, &events).context("flood")?)))
-            }
-        }
+            Scenario::Fast(kind) => (self.connections, Pace::Max, kind, BODY_BYTES),
+            Scenario::Paced(kind, rate) => (self.connections, Pace::PerSecond(rate.into()), kind, BODY_BYTES),
+            Scenario::Large(times) => (times * self.large_connections, Pace::Max, Kind::New, LARGE_BODY_BYTES),
+        };
+        let plan = Plan { pace, ..plan(server, connections, end) };
+        let outcome = load::run(&plan, &events(server, PATH, kind, body_bytes)).context("flood")?;
+        Ok(Flooded::Fast(Box::new(outcome)))
     }
 }
 
 fn plan(server: &Server, connections: usize, end: Instant) -> Plan {
-    Plan {
-        address: server.address,
-        connections,
-        reuse: Reuse::KeepAlive,
-        pace: Pace::Max,
-        duration: end.saturating_duration_since(Instant::now()),
-        events_max: u64::MAX,
-        first: 0,
-        answer_limit: Duration::from_secs(10),
-    }
+    Plan::at_full_speed(server.address, connections, end.saturating_duration_since(Instant::now()))
 }
 
-fn events(server: &Server, path: &str, kind: Kind) -> Events {
-    Events::new(kind, &server.address.to_string(), path, SECRET.as_bytes(), BODY_BYTES, fastrand::u32(..))
-}
-
-fn large_events(server: &Server) -> Events {
-    let (host, secret) = (server.address.to_string(), SECRET.as_bytes());
-    Events::new(Kind::New, &host, PATH, secret, LARGE_BODY_BYTES, fastrand::u32(..))
+fn events(server: &Server, path: &str, kind: Kind, body_bytes: usize) -> Events {
+    Events::new(kind, &server.address.to_string(), path, SECRET.as_bytes(), body_bytes, fastrand::u32(..))
 }
 
 impl Flooded {

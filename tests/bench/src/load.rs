@@ -24,7 +24,7 @@ use rustix::{
     event::{Timespec, epoll},
 };
 
-pub(crate) use self::connection::connecting_from;
+pub(crate) use self::connection::connecting;
 use self::connection::{Connection, Due, End};
 use crate::event::Events;
 
@@ -47,6 +47,22 @@ pub(crate) struct Plan {
     pub(crate) first: u64,
     /// How long an answer is waited for.
     pub(crate) answer_limit: Duration,
+}
+
+impl Plan {
+    /// Events as fast as answers come, on connections that are kept.
+    pub(crate) fn at_full_speed(address: SocketAddr, connections: usize, duration: Duration) -> Self {
+        Self {
+            address,
+            connections,
+            reuse: Reuse::KeepAlive,
+            pace: Pace::Max,
+            duration,
+            events_max: u64::MAX,
+            first: 0,
+            answer_limit: Duration::from_secs(10),
+        }
+    }
 }
 
 /// When events fall due.

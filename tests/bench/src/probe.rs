@@ -12,10 +12,7 @@ use std::{
 use anyhow::{Context, anyhow, ensure};
 use async_nats::jetstream;
 use hdrhistogram::Histogram;
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, options::BasicPublishOptions};
 use tokio::{
     runtime,
     task::JoinSet,
@@ -26,6 +23,7 @@ use tokio::{
 use crate::brokers::KafkaPublisher;
 use crate::{
     PERSISTENT,
+    brokers::confirming_channel,
     load::{histogram, record},
 };
 
@@ -119,10 +117,7 @@ impl Publisher {
                 Ok(Self::JetStream { stream: jetstream::new(client), subject: subject.clone() })
             }
             Target::RabbitMq { url, queue } => {
-                let connecting = Connection::connect(url, ConnectionProperties::default());
-                let connection = connecting.await.context("connect to RabbitMQ")?;
-                let channel = connection.create_channel().await.context("open a channel")?;
-                channel.confirm_select(ConfirmSelectOptions::default()).await.context("ask for confirmations")?;
+                let (connection, channel) = confirming_channel(url).await?;
                 Ok(Self::RabbitMq { channel, _connection: connection, queue: queue.clone() })
             }
             #[cfg(feature = "kafka")]

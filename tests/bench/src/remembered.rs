@@ -2,7 +2,7 @@
 //!
 //! One process for all: it is filled by the generator at full speed, and stops at each mark to be measured.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
@@ -10,10 +10,10 @@ use crate::{
     SECRET,
     cores::Cores,
     event::{Events, Kind},
-    load::{self, Outcome, Pace, Plan, Reuse},
-    report::Files,
+    load::{self, Outcome, Plan},
+    report::{Files, publish},
     system::{Addresses, PATH, Server, Setup, System},
-    usage::Usage,
+    usage::{Usage, per_100_000},
 };
 
 /// Has hookgate remember more and more ids, and looks at what events cost and at its memory.
@@ -34,9 +34,6 @@ pub(crate) struct Remembered {
     #[command(flatten)]
     files: Files,
 }
-
-/// CPU time is given for so many events.
-const EVENTS_UNIT: f64 = 100_000.0;
 
 /// One part in so many is left free: ids are spread over parts of the memory, of which some get more than others.
 const ROOM: u64 = 10;
@@ -78,11 +75,7 @@ impl Remembered {
         let server =
             System::Hookgate(Setup::Remembering(all + all / ROOM)).start(&programs, &Addresses::default(), cores)?;
         let text = format!("{}{}", self.about(cores), table(&self.measure(&server)?));
-        let file = out.join("remembered.md");
-        fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
-        println!("{text}");
-        eprintln!("{}", file.display());
-        Ok(())
+        publish(&out, "remembered.md", &text)
     }
 
     fn about(&self, cores: Cores) -> String {
@@ -125,22 +118,14 @@ impl Remembered {
 
     /// Sends `count` events from number `first` on, and tells what 100,000 of them cost in CPU seconds.
     fn send(&self, server: &Server, events: &Events, first: u64, count: u64) -> anyhow::Result<(Outcome, f64)> {
-        let plan = Plan {
-            address: server.address,
-            connections: self.connections,
-            reuse: Reuse::KeepAlive,
-            pace: Pace::Max,
-            duration: STEP_LIMIT,
-            events_max: count,
-            first,
-            answer_limit: Duration::from_secs(10),
-        };
+        let plan =
+            Plan { events_max: count, first, ..Plan::at_full_speed(server.address, self.connections, STEP_LIMIT) };
         let before = Usage::of(server.id())?;
         let outcome = load::run(&plan, events).context("send events")?;
         let after = Usage::of(server.id())?;
         let accepted = outcome.with_status(200);
         ensure!(accepted == count, "{accepted} of {count} events were answered 200: {:?}", outcome.statuses);
-        Ok((outcome, (after.cpu_seconds - before.cpu_seconds) * EVENTS_UNIT / count as f64))
+        Ok((outcome, per_100_000(after.cpu_seconds - before.cpu_seconds, count)))
     }
 }
 

@@ -8,7 +8,7 @@ mod table;
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -22,11 +22,11 @@ use crate::{
     brokers::{Broker, Brokers},
     cores::Cores,
     event::{BODY_BYTES_MIN, Events, Kind},
-    load::{self, Outcome, Pace, Plan, Reuse},
+    load::{self, Outcome, Pace, Plan},
     probe::Probe,
     stored,
     system::{Addresses, PATH, Programs, Rule, Setup, System},
-    usage::{CoreUse, Usage},
+    usage::{CoreUse, Usage, per_100_000},
     yardstick::Threads,
 };
 
@@ -89,6 +89,15 @@ impl Files {
         fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
         Ok(out)
     }
+}
+
+/// Writes a report to the file `name` in `out`, and tells it and where it is.
+pub(crate) fn publish(out: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let file = out.join(name);
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    println!("{text}");
+    eprintln!("{}", file.display());
+    Ok(())
 }
 
 /// The target directory that this program was built in.
@@ -229,9 +238,6 @@ pub(crate) struct Figures {
 /// Events of one measurement with brokers: what JetStream may keep in memory bounds them.
 const EVENTS_WITH_BROKERS_MAX: u64 = 100_000;
 
-/// CPU time is given for so many events.
-const EVENTS_UNIT: f64 = 100_000.0;
-
 impl Report {
     /// Measures and writes.
     ///
@@ -260,10 +266,8 @@ impl Report {
             }
             let lines: Vec<_> = cases.into_iter().zip(figures).collect();
             let text = format!("{}{left_out}{}", bench.about().await, table::render(&lines));
-            fs::write(out.join("report.md"), &text).context("write report.md")?;
+            publish(&out, "report.md", &text)?;
             fs::write(out.join("report.svg"), plot::render(&lines)).context("write report.svg")?;
-            println!("{text}");
-            eprintln!("{}", out.join("report.md").display());
             eprintln!("{}", out.join("report.svg").display());
             let lost: f64 = lines.iter().flat_map(|(_, figures)| figures).map(|figures| figures.lost).sum();
             ensure!(lost == 0.0, "{lost} accepted events are not in the broker");
@@ -327,14 +331,8 @@ impl Bench<'_> {
             fastrand::u32(..),
         );
         let plan = Plan {
-            address: server.address,
-            connections: self.report.connections,
-            reuse: Reuse::KeepAlive,
-            pace: Pace::Max,
-            duration: self.report.duration / 4,
             events_max: case.system.broker().map_or(u64::MAX, |_| EVENTS_WITH_BROKERS_MAX),
-            first: 0,
-            answer_limit: Duration::from_secs(10),
+            ..Plan::at_full_speed(server.address, self.report.connections, self.report.duration / 4)
         };
         let mut phase = Phase { bench: self, case, events: &events, process: server.id(), lost: 0, wrong: 0 };
         let (warm, _) = phase.run(&plan).await?;
@@ -455,7 +453,7 @@ impl Phase<'_> {
         // Asking takes two commands of its own.
         let commands = (counts.commands - before.0.commands).saturating_sub(2);
         let cost = Cost {
-            cpu_seconds: cpu_seconds * EVENTS_UNIT / answers as f64,
+            cpu_seconds: per_100_000(cpu_seconds, answers),
             server_busy: cpu_seconds * 100.0 / elapsed.as_secs_f64(),
             others_busy: others.busy_since(before.1),
             messages: (counts.messages - before.0.messages) as f64 / answers as f64,

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::load::connecting_from;
+use crate::load::connecting;
 
 /// What drips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -153,7 +153,7 @@ fn drip(plan: &Slow) -> io::Result<Held> {
         count.held = senders.iter().filter(|sender| sender.sent > 0).count();
         while senders.len() < *connections && Instant::now() < end.min(next) {
             for _ in 0..BEGUN_AT_ONCE.min(*connections - senders.len()) {
-                senders.push(Sender { stream: connecting_from(*source, *address)?, sent: 0 });
+                senders.push(Sender { stream: connecting(Some(*source), *address)?, sent: 0 });
                 count.begun += 1;
             }
             thread::sleep(Duration::from_millis(1));

@@ -15,6 +15,11 @@ pub(crate) struct Usage {
     pub(crate) peak_mib: f64,
 }
 
+/// What `events` that took `cpu_seconds` take for 100,000 of them.
+pub(crate) fn per_100_000(cpu_seconds: f64, events: u64) -> f64 {
+    cpu_seconds * 100_000.0 / events as f64
+}
+
 impl Usage {
     /// Looks at a process.
     ///

@@ -18,8 +18,8 @@ use axum::{
 use data_encoding::HEXLOWER_PERMISSIVE;
 use hmac::{Hmac, KeyInit, Mac};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
+    BasicProperties, Channel, Confirmation, Connection,
+    options::BasicPublishOptions,
     types::{AMQPValue, FieldTable},
 };
 use redis::aio::MultiplexedConnection;
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 use tokio::{net::TcpListener, runtime};
 
-use crate::{PERSISTENT, SECRET_VARIABLE};
+use crate::{PERSISTENT, SECRET_VARIABLE, brokers::confirming_channel};
 
 /// Runs a server to compare with, until it is killed.
 #[derive(Debug, clap::Args)]
@@ -101,10 +101,7 @@ impl Yardstick {
                 composite(key, redis, Broker::JetStream(jetstream::new(nats))).await?
             }
             Server::CompositeAmqp { redis, amqp, queue } => {
-                let connecting = Connection::connect(amqp, ConnectionProperties::default());
-                let connection = connecting.await.context("connect to RabbitMQ")?;
-                let channel = connection.create_channel().await.context("open a channel")?;
-                channel.confirm_select(ConfirmSelectOptions::default()).await.context("ask for confirmations")?;
+                let (connection, channel) = confirming_channel(amqp).await?;
                 composite(key, redis, Broker::RabbitMq { channel, _connection: connection, queue: queue.clone() })
                     .await?
             }

@@ -10,7 +10,7 @@ use hookgate_testkit::rabbit::{PASSWORD, QueueArgument, RabbitConfig, RabbitServ
 use lapin::{
     Channel, Connection, ConnectionProperties,
     message::Delivery,
-    options::{BasicConsumeOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 use tokio::time::timeout;
@@ -39,7 +39,7 @@ impl Rabbit {
     }
 
     pub(super) async fn messages(&self) -> anyhow::Result<u64> {
-        let (_connection, channel) = self.channel().await?;
+        let (_connection, channel) = channel(&self.url()).await?;
         count(&channel).await
     }
 
@@ -53,7 +53,7 @@ impl Rabbit {
 
     /// Takes every message out, and tells the numbers of their events.
     pub(super) async fn take_all(&self, events: &Events) -> anyhow::Result<Vec<u64>> {
-        let (_connection, channel) = self.channel().await?;
+        let (_connection, channel) = channel(&self.url()).await?;
         let count = count(&channel).await?;
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consuming = channel.basic_consume(QUEUE.into(), "bench".into(), options, FieldTable::default());
@@ -71,15 +71,20 @@ impl Rabbit {
         let version = self.0.control(&["version"]).await;
         format!("RabbitMQ {}, a quorum queue", version.trim())
     }
+}
 
-    /// A connection for a while: one that is kept would have to answer heartbeats while events are sent.
-    async fn channel(&self) -> anyhow::Result<(Connection, Channel)> {
-        let url = self.url();
-        let connecting = Connection::connect(&url, ConnectionProperties::default());
-        let connection = connecting.await.context("connect to RabbitMQ")?;
-        let channel = connection.create_channel().await.context("open a channel")?;
-        Ok((connection, channel))
-    }
+/// A connection with a channel, for a while: one that is kept has to answer heartbeats while events are sent.
+pub(crate) async fn channel(url: &str) -> anyhow::Result<(Connection, Channel)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.context("connect to RabbitMQ")?;
+    let channel = connection.create_channel().await.context("open a channel")?;
+    Ok((connection, channel))
+}
+
+/// The same, where messages are confirmed.
+pub(crate) async fn confirming_channel(url: &str) -> anyhow::Result<(Connection, Channel)> {
+    let (connection, channel) = channel(url).await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.context("ask for confirmations")?;
+    Ok((connection, channel))
 }
 
 async fn count(channel: &Channel) -> anyhow::Result<u64> {
@@ -105,8 +110,7 @@ mod tests {
         let rabbit = Rabbit::start().await.expect("it starts");
         let events = Events::new(Kind::New, "localhost", "/", b"secret", 256, 7);
         assert_eq!(rabbit.take_all(&events).await.expect("readable"), [] as [u64; 0]);
-        let (_connection, channel) = rabbit.channel().await.expect("it lets us in");
-        channel.confirm_select(Default::default()).await.expect("it confirms");
+        let (_connection, channel) = confirming_channel(&rabbit.url()).await.expect("it lets us in, and confirms");
         for id in ["00000007-0000-4000-8000-000000000001", "github:a=00000007-0000-4000-8000-00000000000b"] {
             let properties = BasicProperties::default().with_message_id(id.into());
             let options = BasicPublishOptions::default();

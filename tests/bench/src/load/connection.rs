@@ -188,37 +188,25 @@ impl Connection {
 }
 
 fn begin(address: SocketAddr, epoll: &OwnedFd, place: usize) -> io::Result<TcpStream> {
-    let stream = connecting(address)?;
+    let stream = connecting(None, address)?;
     // Edges only: nothing has to be said to epoll for each event.
     let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
     epoll::add(epoll, &stream, EventData::new_u64(place as u64), flags)?;
     Ok(stream)
 }
 
-/// A socket that does not block and is on its way to `address`.
-fn connecting(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = socket_for(address)?;
-    set_out(socket, address)
-}
-
-/// The same from this address of ours: each has its own ports, of which there are too few for many connections.
-pub(crate) fn connecting_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = socket_for(address)?;
-    bind(&socket, &SocketAddr::new(source, 0))?;
-    set_out(socket, address)
-}
-
-fn socket_for(address: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that does not block and is on its way to `address`, from an address of ours if one is named: each has its own ports, of
+/// which there are too few for many connections.
+pub(crate) fn connecting(source: Option<IpAddr>, address: SocketAddr) -> io::Result<TcpStream> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
-    Ok(socket)
-}
-
-fn set_out(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
+    if let Some(source) = source {
+        bind(&socket, &SocketAddr::new(source, 0))?;
+    }
     match connect(&socket, &address) {
         // Refused at once is met again by the first read.
         Ok(()) | Err(Errno::INPROGRESS | Errno::CONNREFUSED) => Ok(TcpStream::from(socket)),
