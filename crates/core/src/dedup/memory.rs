@@ -1,13 +1,12 @@
 //! The in-memory store: sharded, bounded, exact about time.
 //!
 //! Nearly all entries live for the same window, so the order in which they were accepted is the order in which they expire: a
-//! queue beside the map is all the bookkeeping there is. One that another replica accepted is kept for a shorter time; it
-//! counts no longer when that is over, and leaves the queue with those around it. What is in flight is not in the queue and
-//! cannot be evicted; how much of it there is, the admission limit bounds.
+//! queue of them, and a table of places in it, are all the bookkeeping there is. One that another replica accepted is kept for a
+//! shorter time; it counts no longer when that is over, and leaves the queue with those around it. What is in flight is not in
+//! the queue and cannot be evicted; how much of it there is, the admission limit bounds.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    hash::{BuildHasherDefault, Hasher},
+    collections::VecDeque,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,12 +14,16 @@ use std::{
     time::Duration,
 };
 
+use hashbrown::{HashTable, hash_table::Entry};
 use tokio::{sync::watch, time::Instant};
 
 use crate::event::{EventKey, Fingerprint};
 
 /// Shards, so that events on several cores seldom meet at one lock. A power of two.
 const SHARDS: usize = 64;
+
+/// That many have numbers of their own.
+const ACCEPTED_PER_SHARD_MAX: usize = 1 << 31;
 
 /// The accepted event ids of this process, and those in flight.
 #[derive(Debug)]
@@ -29,27 +32,38 @@ pub struct Memory {
     window: Duration,
     accepted_per_shard_max: usize,
     next_owner: AtomicU64,
+    begun: Instant,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    entries: HashMap<EventKey, State, BuildHasherDefault<UniformHasher>>,
-    /// Accepted keys with the point at which each is forgotten, oldest first.
-    accepted: VecDeque<(Instant, EventKey)>,
+    in_flight: HashTable<InFlight>,
+    /// Oldest first.
+    accepted: VecDeque<Accepted>,
+    /// The numbers of those in `accepted` that count.
+    places: HashTable<u32>,
+    /// The number of the first in `accepted`; those that follow count on from it, and from the last number to 0.
+    first: u32,
 }
 
 #[derive(Debug)]
-enum State {
-    InFlight {
-        owner: u64,
-        /// Made when the first twin arrives; dropped with the claim, which wakes all who wait.
-        end: Option<watch::Sender<()>>,
-    },
-    Accepted {
-        until: Instant,
-        body: Fingerprint,
-    },
+struct InFlight {
+    key: EventKey,
+    owner: u64,
+    /// Made when the first twin arrives; dropped with the claim, which wakes all who wait.
+    end: Option<watch::Sender<()>>,
 }
+
+/// There can be millions of them: 32 bytes, and a number of four in the table.
+#[derive(Debug)]
+struct Accepted {
+    key: EventKey,
+    until: Moment,
+    body: Fingerprint,
+}
+
+/// Nanoseconds since the store was made: half of what an [`Instant`] takes.
+type Moment = u64;
 
 /// What [`Memory::try_claim`] found.
 pub(super) enum Found {
@@ -64,14 +78,15 @@ impl Memory {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             window,
-            accepted_per_shard_max: entries.div_ceil(SHARDS),
+            accepted_per_shard_max: entries.div_ceil(SHARDS).min(ACCEPTED_PER_SHARD_MAX),
             next_owner: AtomicU64::new(0),
+            begun: Instant::now(),
         }
     }
 
     /// How many ids are remembered or in flight.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).entries.len()).sum()
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
     /// Whether nothing is remembered and nothing in flight.
@@ -80,26 +95,25 @@ impl Memory {
     }
 
     pub(super) fn try_claim(&self, key: EventKey) -> Found {
-        let now = Instant::now();
+        let now = self.moment(Duration::ZERO);
         let mut shard = self.shard(key);
         shard.forget_expired(now);
-        match shard.entries.entry(key) {
+        if let Some(accepted) = shard.find(key) {
+            if accepted.until > now {
+                return Found::Accepted(accepted.body);
+            }
+            shard.forget(key);
+        }
+        match shard.in_flight.entry(hash(key), |found| found.key == key, |moved| hash(moved.key)) {
+            Entry::Occupied(mut twin) => {
+                let end = &mut twin.get_mut().end;
+                Found::InFlight(end.get_or_insert_with(|| watch::Sender::new(())).subscribe())
+            }
             Entry::Vacant(vacant) => {
                 let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-                vacant.insert(State::InFlight { owner, end: None });
+                vacant.insert(InFlight { key, owner, end: None });
                 Found::Nothing { owner }
             }
-            Entry::Occupied(mut occupied) => match occupied.get_mut() {
-                State::InFlight { end, .. } => {
-                    Found::InFlight(end.get_or_insert_with(|| watch::Sender::new(())).subscribe())
-                }
-                State::Accepted { until, body } if *until > now => Found::Accepted(*body),
-                State::Accepted { .. } => {
-                    let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-                    occupied.insert(State::InFlight { owner, end: None });
-                    Found::Nothing { owner }
-                }
-            },
         }
     }
 
@@ -110,10 +124,8 @@ impl Memory {
     /// Commits what is to be remembered for `span` only, if that is shorter than the window.
     pub(super) fn commit_for(&self, key: EventKey, owner: u64, body: Fingerprint, span: Duration) {
         let mut shard = self.shard(key);
-        if shard.is_in_flight_for(key, owner) {
-            let until = Instant::now() + span.min(self.window);
-            shard.entries.insert(key, State::Accepted { until, body });
-            shard.accepted.push_back((until, key));
+        if shard.end(key, owner) {
+            shard.remember(Accepted { key, until: self.moment(span.min(self.window)), body });
             if shard.accepted.len() > self.accepted_per_shard_max {
                 shard.forget_oldest();
             }
@@ -121,65 +133,86 @@ impl Memory {
     }
 
     pub(super) fn release(&self, key: EventKey, owner: u64) {
-        let mut shard = self.shard(key);
-        if shard.is_in_flight_for(key, owner) {
-            shard.entries.remove(&key);
-        }
+        self.shard(key).end(key, owner);
     }
 
     fn shard(&self, key: EventKey) -> MutexGuard<'_, Shard> {
         lock(&self.shards[usize::from(key.as_bytes()[15]) % SHARDS])
     }
+
+    /// The moment `span` from now.
+    fn moment(&self, span: Duration) -> Moment {
+        (self.begun.elapsed() + span).as_nanos().try_into().unwrap_or(Moment::MAX)
+    }
 }
 
-/// A panic while the lock was held leaves a map that is still a map: the store goes on.
+/// A panic while the lock was held leaves tables that are still tables: the store goes on.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Keys are uniform: eight of their bytes are as good as any hash.
+fn hash(key: EventKey) -> u64 {
+    let (first, _) = key.as_bytes().split_first_chunk().expect("a key has sixteen bytes");
+    u64::from_le_bytes(*first)
+}
+
+/// The one with `number`, in `accepted` whose first one has the number `first`.
+fn numbered(accepted: &VecDeque<Accepted>, first: u32, number: u32) -> &Accepted {
+    &accepted[number.wrapping_sub(first) as usize]
+}
+
 impl Shard {
-    fn is_in_flight_for(&self, key: EventKey, claimant: u64) -> bool {
-        matches!(self.entries.get(&key), Some(State::InFlight { owner, .. }) if *owner == claimant)
+    fn len(&self) -> usize {
+        self.in_flight.len() + self.places.len()
     }
 
-    fn forget_expired(&mut self, now: Instant) {
-        while self.accepted.front().is_some_and(|(until, _)| *until <= now) {
+    /// Takes `key` out of those in flight, if it is `claimant` who has it.
+    fn end(&mut self, key: EventKey, claimant: u64) -> bool {
+        let claim = self.in_flight.find_entry(hash(key), |found| found.key == key && found.owner == claimant);
+        claim.map(|claim| drop(claim.remove())).is_ok()
+    }
+
+    fn find(&self, key: EventKey) -> Option<&Accepted> {
+        let at = |number: &u32| numbered(&self.accepted, self.first, *number);
+        self.places.find(hash(key), |number| at(number).key == key).map(at)
+    }
+
+    fn remember(&mut self, accepted: Accepted) {
+        let (number, hash_of_it) = (self.first.wrapping_add(self.accepted.len() as u32), hash(accepted.key));
+        self.accepted.push_back(accepted);
+        let (accepted, first) = (&self.accepted, self.first);
+        self.places.insert_unique(hash_of_it, number, |number| hash(numbered(accepted, first, *number).key));
+    }
+
+    /// From now on `key` does not count. It stays in the queue.
+    fn forget(&mut self, key: EventKey) {
+        let (accepted, first) = (&self.accepted, self.first);
+        let is_it = |number: &u32| numbered(accepted, first, *number).key == key;
+        if let Ok(place) = self.places.find_entry(hash(key), is_it) {
+            place.remove();
+        }
+    }
+
+    fn forget_expired(&mut self, now: Moment) {
+        while self.accepted.front().is_some_and(|oldest| oldest.until <= now) {
             self.forget_oldest();
         }
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((until, key)) = self.accepted.pop_front()
-            // One that counted no longer may have been claimed anew.
-            && matches!(self.entries.get(&key), Some(State::Accepted { until: kept, .. }) if *kept == until)
-        {
-            self.entries.remove(&key);
+        let (Some(oldest), number) = (self.accepted.pop_front(), self.first) else { return };
+        // It may have counted no longer, and its key be there anew.
+        if let Ok(place) = self.places.find_entry(hash(oldest.key), |found| *found == number) {
+            place.remove();
         }
+        self.first = number.wrapping_add(1);
     }
-}
-
-/// Keys are already uniform: eight of their bytes are as good as any hash.
-#[derive(Default)]
-struct UniformHasher(u64);
-
-impl Hasher for UniformHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for (place, byte) in bytes.iter().take(8).enumerate() {
-            self.0 ^= u64::from(*byte) << (8 * place);
-        }
-    }
-
-    /// The length of an array key says nothing.
-    fn write_usize(&mut self, _: usize) {}
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::HashMap, sync::Arc};
 
     use proptest::prelude::*;
 
@@ -238,6 +271,24 @@ mod tests {
         assert!(matches!(memory.try_claim(key(0)), Found::InFlight(_)));
         memory.commit(key(0), owner, body());
         assert!(matches!(memory.try_claim(key(0)), Found::Accepted(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_go_on_from_the_last_one_to_the_first() {
+        let memory = memory(SHARDS * 1000);
+        memory.shards.iter().for_each(|shard| lock(shard).first = u32::MAX - 5);
+        let remembered = |numbers: std::ops::Range<u32>| {
+            numbers.filter(|number| memory.shard(key(*number)).find(key(*number)).is_some()).count()
+        };
+        (0..10_000).for_each(|number| accept(&memory, key(number)));
+        assert_eq!(remembered(0..10_000), 10_000);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        (10_000..20_000).for_each(|number| accept(&memory, key(number)));
+        tokio::time::advance(Duration::from_secs(30)).await;
+        // Each shard forgets what is over when it is asked.
+        (20_000..30_000).for_each(|number| accept(&memory, key(number)));
+        assert_eq!((remembered(0..10_000), remembered(10_000..30_000)), (0, 20_000));
+        assert_eq!(memory.len(), 20_000);
     }
 
     #[tokio::test]
