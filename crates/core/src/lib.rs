@@ -7,6 +7,7 @@
 //!
 //! This crate must not know HTTP servers, brokers, files or environment variables: what it needs from them is handed in.
 
+pub mod answers;
 pub mod auth;
 pub mod config;
 pub mod dedup;

@@ -1,7 +1,8 @@
 //! Bounds on work that is in flight: so many requests, so many bytes, and a point in time for each wait.
 
 use std::{
-    future::Future,
+    future::{Future, pending},
+    panic::resume_unwind,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,7 +11,8 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::Semaphore,
+    task::spawn_blocking,
     time::{Instant, error::Elapsed, timeout_at},
 };
 
@@ -51,15 +53,11 @@ impl Deadline {
 
 /// Turns at the work that a long body is: to verify, to read and to route two mebibytes takes milliseconds.
 ///
-/// So many as are there do it at once; all others wait, while the events with short bodies go past them. Without that, who comes
-/// after a hundred long bodies waits for them all.
+/// It is done on threads of its own, so that the operating system gives the processor to others meanwhile, by so many at once as
+/// are there; all others wait, while the events with short bodies go past them. Without that, who comes after a hundred long
+/// bodies waits for them all.
 #[derive(Debug)]
 pub struct Turns(Semaphore);
-
-/// A turn, until it is dropped.
-#[derive(Debug)]
-#[must_use = "it ends when it is dropped"]
-pub struct Turn<'a>(#[expect(dead_code, reason = "it is kept, not looked at")] Option<SemaphorePermit<'a>>);
 
 impl Turns {
     /// Shortest body that waits for its turn, in bytes: below, a turn costs more than what it is for.
@@ -70,11 +68,31 @@ impl Turns {
         Self(Semaphore::new(at_once.max(1)))
     }
 
-    /// Waits for a turn, in the order of asking, where the body is long; but not past `deadline`: then it is everybody's.
-    pub async fn take(&self, body_bytes: usize, deadline: Deadline) -> Turn<'_> {
-        match body_bytes < Self::BODY_BYTES_MIN {
-            true => Turn(None),
-            false => Turn(deadline.bound(self.0.acquire()).await.ok().and_then(Result::ok)),
+    /// Does `work`, here and now where the body is short. A long one waits for its turn, in the order of asking, but not past
+    /// `deadline`: then it is everybody's.
+    ///
+    /// # Panics
+    /// As `work` does.
+    ///
+    /// # Cancel safety
+    /// Work that has begun goes on; what comes of it is dropped.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        body_bytes: usize,
+        deadline: Deadline,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        if body_bytes < Self::BODY_BYTES_MIN {
+            return work();
+        }
+        let _turn = deadline.bound(self.0.acquire()).await;
+        match spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The runtime is ending, and this task with it.
+                Err(_) => pending().await,
+            },
         }
     }
 }
@@ -222,7 +240,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_bounds_a_wait() {
         let deadline = Deadline::after(Duration::from_secs(1));
-        assert!(deadline.bound(std::future::pending::<()>()).await.is_err());
+        assert!(deadline.bound(pending::<()>()).await.is_err());
         assert!(deadline.has_passed());
     }
 }

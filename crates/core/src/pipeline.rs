@@ -65,7 +65,7 @@ impl Pipeline {
     ///
     /// # Cancel safety
     /// None: what was published may be published again. Use [`Self::spawn`].
-    async fn accept(self: &Arc<Self>, source: &Source, request: Unverified) -> Result<Answered, Refused> {
+    async fn accept(self: &Arc<Self>, source: &Arc<Source>, request: Unverified) -> Result<Answered, Refused> {
         let started = Instant::now();
         let deadline = Deadline::after(source.reply_deadline().unwrap_or(self.reply_deadline));
         if let Some(reply) = source.answer_unverified(&request) {
@@ -92,12 +92,12 @@ impl Pipeline {
             outcome: Outcome::Failed,
             cause: None,
         };
-        let turn = self.turns.take(body_bytes, deadline).await;
-        let event = match Self::event(source, &ending.trace, request) {
+        let (its_source, trace) = (Arc::clone(source), ending.trace.clone());
+        let identified = move || Self::event(&its_source, trace, request);
+        let event = match self.turns.run(body_bytes, deadline, identified).await {
             Ok(event) => Arc::new(event),
             Err(refused) => return ending.of(Err(refused)).map(Answered::Accepted),
         };
-        drop(turn);
         ending.event = Some(Arc::clone(&event));
         let mut outcome = self.take_on(source, &event, deadline).await;
         if let Ok(Taken::OtherBody) = outcome {
@@ -114,25 +114,25 @@ impl Pipeline {
     }
 
     /// Makes the event that `request` is, if its source may send one more.
-    fn event(source: &Source, trace: &Trace, request: Authenticated<Request>) -> Result<Authenticated<Event>, Refused> {
+    fn event(source: &Source, trace: Trace, request: Authenticated<Request>) -> Result<Authenticated<Event>, Refused> {
         source.charge().map_err(Refused::RateLimited)?;
         let request = source.inflate(request).map_err(|error| match error {
             NotInflated::Malformed(malformed) => Refused::Malformed(malformed),
             NotInflated::NoRoom => Refused::Overloaded,
         })?;
-        source.identify_in(trace.clone(), request).map_err(Refused::Malformed)
+        source.identify_in(trace, request).map_err(Refused::Malformed)
     }
 
     /// Routes an event and delivers it.
     async fn take_on(
-        &self,
+        self: &Arc<Self>,
         source: &Source,
         event: &Arc<Authenticated<Event>>,
         deadline: Deadline,
     ) -> Result<Taken, Refused> {
-        let turn = self.turns.take(event.body.len(), deadline).await;
-        let Decision { routed, routes } = self.router.plan(event);
-        drop(turn);
+        let (pipeline, planned) = (Arc::clone(self), Arc::clone(event));
+        let plan = move || pipeline.router.plan(&planned);
+        let Decision { routed, routes } = self.turns.run(event.body.len(), deadline, plan).await;
         for (route, result) in &routes {
             self.observer.observe(&Observation::RouteDecided { route, result: *result });
         }
@@ -147,13 +147,13 @@ impl Pipeline {
     /// Proves who sent `request`, with what has to be fetched for that.
     async fn verify(
         &self,
-        source: &Source,
+        source: &Arc<Source>,
         request: Unverified,
         deadline: Deadline,
     ) -> Result<Authenticated<Request>, Refused> {
-        let turn = self.turns.take(request.peek().body.len(), deadline).await;
-        let attempted = source.verifier().attempt(request);
-        drop(turn);
+        let (body_bytes, its_source) = (request.peek().body.len(), Arc::clone(source));
+        let attempt = move || its_source.verifier().attempt(request);
+        let attempted = self.turns.run(body_bytes, deadline, attempt).await;
         let verified = match attempted {
             Err(refusal) => match source.verifier().wanted(&refusal.unverified) {
                 documents if documents.is_empty() => Err(refusal.failure),

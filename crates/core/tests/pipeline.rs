@@ -138,12 +138,18 @@ async fn a_sink_that_never_answers_is_left_at_the_deadline() {
 async fn events_with_short_bodies_go_past_long_ones_that_wait_for_their_turn() {
     let bench = Bench::with(&sink());
     let (long, short) = (TestEvent::new("long").body(vec![b'x'; Turns::BODY_BYTES_MIN]), TestEvent::new("short"));
-    let turn = bench.pipeline.turns.take(usize::MAX, Deadline::after(LIMIT)).await;
+    let turn = hold_turn(&bench).await;
     let mut waiting = std::pin::pin!(bench.outcome(&long));
     tokio::select! {
         biased;
         outcome = &mut waiting => panic!("it has not had its turn: {outcome:?}"),
         outcome = bench.outcome(&short) => assert_eq!(outcome, Ok(AcceptedAs::Delivered)),
+    }
+    for _ in 0..50 {
+        // The work would be done on another thread, whose time goes on.
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(futures_util::poll!(&mut waiting).is_pending(), "it has not had its turn");
+        tokio::task::yield_now().await;
     }
     drop(turn);
     assert_eq!(waiting.await, Ok(AcceptedAs::Delivered));
@@ -152,11 +158,30 @@ async fn events_with_short_bodies_go_past_long_ones_that_wait_for_their_turn() {
 #[tokio::test(start_paused = true)]
 async fn a_turn_is_waited_for_no_longer_than_the_deadline() {
     let bench = Bench::with(&sink());
-    let _turn = bench.pipeline.turns.take(usize::MAX, Deadline::after(LIMIT)).await;
-    let begun = tokio::time::Instant::now();
+    let _turn = hold_turn(&bench).await;
     let long = TestEvent::new("1").body(vec![b'x'; Turns::BODY_BYTES_MIN]);
-    let _outcome = tokio::time::timeout(LIMIT, bench.outcome(&long)).await.expect("it goes on");
-    assert_eq!(begun.elapsed().as_millis() / 10, 250, "the reply deadline is 2.5 s");
+    let mut waiting = std::pin::pin!(bench.outcome(&long));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    tokio::task::yield_now().await;
+    // The reply deadline is 2.5 s.
+    tokio::time::advance(Duration::from_millis(2490)).await;
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    tokio::time::advance(Duration::from_millis(20)).await;
+    let _outcome = waiting.await;
+}
+
+/// Takes the only turn, until what it returns is dropped.
+async fn hold_turn(bench: &Bench) -> std::sync::mpsc::Sender<()> {
+    let (turn, held) = std::sync::mpsc::channel::<()>();
+    let (has_it, it_has) = tokio::sync::oneshot::channel();
+    let turns = Arc::clone(&bench.pipeline.turns);
+    let hold = move || {
+        has_it.send(()).expect("it is waited for");
+        let _ended = held.recv();
+    };
+    tokio::spawn(async move { turns.run(usize::MAX, Deadline::after(LIMIT), hold).await });
+    it_has.await.expect("it takes it");
+    turn
 }
 
 #[tokio::test(start_paused = true)]

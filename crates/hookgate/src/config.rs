@@ -133,7 +133,7 @@ pub(crate) struct DedupConfig {
     #[schemars(with = "config::DurationText")]
     pub(crate) window: Duration,
     /// How many accepted events each process remembers by itself; past that the oldest are forgotten first. Default:
-    /// 200 000, about 25 MB.
+    /// 200 000, about 10 MB.
     #[serde(deserialize_with = "config::count")]
     pub(crate) memory_entries: usize,
     /// The Redis in which replicas share what they accepted. Default: none; each process is on its own.

@@ -9,6 +9,7 @@ pub mod capture;
 mod config;
 mod fetch;
 mod ingress;
+mod pace;
 mod pem;
 mod places;
 mod proxied;

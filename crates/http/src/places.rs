@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -44,15 +44,11 @@ pub(crate) struct Place {
     taken: CancellationToken,
     /// Nobody takes it away any more.
     earned: AtomicBool,
-    standing: Mutex<Standing>,
-    _permit: OwnedSemaphorePermit,
-}
-
-struct Standing {
-    /// Its number among the newcomers, while it is one.
-    number: Option<u64>,
     /// Requests that have come whole and are not answered.
-    served: usize,
+    serving: AtomicUsize,
+    /// Its number among the newcomers, while it is one.
+    number: Mutex<Option<u64>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Places {
@@ -84,30 +80,42 @@ impl Places {
 
     fn place(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
         let taken = CancellationToken::new();
-        let number = Some(lock(&self.newcomers).add(taken.clone()));
-        let standing = Mutex::new(Standing { number, served: 0 });
-        Place { places: Arc::clone(self), taken, earned: AtomicBool::new(false), standing, _permit: permit }
+        let number = Mutex::new(Some(lock(&self.newcomers).add(taken.clone())));
+        let (earned, serving) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Place { places: Arc::clone(self), taken, earned, serving, number, _permit: permit }
     }
 }
 
 /// One request of a connection, for whoever reads it to say when it has come whole.
 #[derive(Clone)]
-pub(crate) struct Served {
+pub(crate) struct Served(Arc<Asked>);
+
+struct Asked {
     place: Arc<Place>,
-    began: Arc<AtomicBool>,
+    /// Whether it has come whole and is not answered.
+    is_served: AtomicBool,
 }
 
 impl Served {
     /// It has come whole.
     pub(crate) fn begin(&self) {
-        if !self.began.swap(true, Ordering::Relaxed) {
-            self.place.begin();
+        if !self.0.is_served.swap(true, Ordering::Relaxed) {
+            self.0.place.begin();
         }
     }
 
     /// It was answered.
     pub(crate) fn end(&self, success: bool) {
-        self.place.end(self.began.load(Ordering::Relaxed), success);
+        self.0.place.end(self.0.is_served.swap(false, Ordering::Relaxed), success);
+    }
+}
+
+/// It is over, whether or not there was an answer: the sender may have gone.
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if *self.is_served.get_mut() {
+            self.place.end(true, false);
+        }
     }
 }
 
@@ -116,32 +124,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Place {
-    /// What follows one more request of the connection, unless the place is earned already.
-    pub(crate) fn serve(self: &Arc<Self>) -> Option<Served> {
-        let earned = self.earned.load(Ordering::Relaxed);
-        (!earned).then(|| Served { place: Arc::clone(self), began: Arc::default() })
+    /// What follows one more request of the connection.
+    pub(crate) fn serve(self: &Arc<Self>) -> Served {
+        Served(Arc::new(Asked { place: Arc::clone(self), is_served: AtomicBool::new(false) }))
+    }
+
+    /// Whether a request has come whole and is not answered.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Acquire) > 0
+    }
+
+    fn is_earned(&self) -> bool {
+        self.earned.load(Ordering::Relaxed)
     }
 
     /// A request has come whole: nobody takes the place away until it is answered.
     fn begin(&self) {
-        let mut standing = lock(&self.standing);
-        standing.served += 1;
-        if let Some(number) = standing.number.take() {
+        self.serving.fetch_add(1, Ordering::AcqRel);
+        if !self.is_earned() {
+            self.leave_newcomers(&mut lock(&self.number));
+        }
+    }
+
+    fn leave_newcomers(&self, number: &mut Option<u64>) {
+        if let Some(number) = number.take() {
             lock(&self.places.newcomers).waiting.remove(&number);
         }
     }
 
     /// A request was answered, whether or not it had come whole.
     fn end(&self, began: bool, success: bool) {
-        let mut standing = lock(&self.standing);
-        standing.served -= usize::from(began);
+        self.serving.fetch_sub(usize::from(began), Ordering::AcqRel);
+        if self.is_earned() {
+            return;
+        }
+        let mut number = lock(&self.number);
         if success {
             self.earned.store(true, Ordering::Relaxed);
-            if let Some(number) = standing.number.take() {
-                lock(&self.places.newcomers).waiting.remove(&number);
-            }
-        } else if standing.served == 0 && standing.number.is_none() && !self.earned.load(Ordering::Relaxed) {
-            standing.number = Some(lock(&self.places.newcomers).add(self.taken.clone()));
+            self.leave_newcomers(&mut number);
+        } else if number.is_none() && !self.is_serving() && !self.is_earned() {
+            *number = Some(lock(&self.places.newcomers).add(self.taken.clone()));
         }
     }
 
@@ -153,16 +175,29 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let standing = self.standing.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = standing.number.take() {
-            lock(&self.places.newcomers).waiting.remove(&number);
-        }
+        self.leave_newcomers(&mut lock(&self.number));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_whose_sender_goes_is_not_served_for_ever() {
+        let place = Arc::new(Places::new(1).try_take().expect("there is one"));
+        let served = place.serve();
+        let reading = served.clone();
+        reading.begin();
+        assert!(place.is_serving());
+        drop((reading, served));
+        assert!(!place.is_serving());
+        let served = place.serve();
+        served.begin();
+        served.end(true);
+        drop(served);
+        assert!(!place.is_serving());
+    }
 
     #[tokio::test]
     async fn a_newcomer_takes_the_place_that_has_been_held_longest_for_nothing() {

@@ -33,12 +33,17 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
+    runtime::Handle,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     ProxyProtocol, ServerConfig,
+    pace::Pace,
     places::{Place, Places},
     proxied,
     tls::{self, Tls},
@@ -46,6 +51,9 @@ use crate::{
 
 /// Connections that the kernel keeps for us while none is accepted.
 const BACKLOG: u32 = 4096;
+
+/// Connections that are accepted in one turn.
+const ACCEPTED_TOGETHER: usize = 4;
 
 /// Pause after a failed accept. Out of file descriptors, say, the next one fails as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -154,6 +162,8 @@ impl Server {
         let Self { listener, limits, proxy_protocol, tls, leaving, observer } = self;
         let places = Places::new(limits.connections);
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
+        let pace = Pace::new(Handle::current().metrics().num_workers());
+        let _keeper = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&pace).keep()));
         let builder = connection_builder(&limits);
         let begin = |place: Place, stream: TcpStream, address: SocketAddr| {
             let (guard, place) = (Open::new(&observer), Arc::new(place));
@@ -169,10 +179,10 @@ impl Server {
                 observer: Arc::clone(&observer),
             };
             let connection = Box::pin(connection.serve(stream, tls.clone(), stop.clone()));
-            let abort = abort.clone();
+            let (abort, served) = (abort.clone(), pace.newcomer());
             connections.spawn(async move {
                 tokio::select! {
-                    () = connection => {}
+                    () = served.run(connection, || place.is_serving()) => {}
                     () = place.taken_away() => {}
                     () = abort.cancelled() => {}
                 }
@@ -181,10 +191,23 @@ impl Server {
         };
         // The one that came last, while there is no place for it. The others wait in the backlog and cost nothing.
         let mut waiting = None;
+        let (mut accepting, mut together) = (pace.newcomer(), 0);
         loop {
             if let Some((stream, address)) = waiting.take() {
-                match stop.run_until_cancelled(places.take()).await {
-                    Some(place) => begin(place, stream, address),
+                let place = async {
+                    if together == 0 {
+                        (accepting, together) = (pace.newcomer(), ACCEPTED_TOGETHER);
+                        accepting.turn().await;
+                    }
+                    places.take().await
+                };
+                match stop.run_until_cancelled(place).await {
+                    Some(place) => {
+                        let begun = Instant::now();
+                        begin(place, stream, address);
+                        accepting.charge(begun.into_std());
+                        together -= 1;
+                    }
                     None => {
                         waiting = Some((stream, address));
                         break;
@@ -317,16 +340,12 @@ impl<S: Answers> Connection<S> {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
             let served = place.serve();
-            if let Some(served) = &served {
-                request.extensions_mut().insert(served.clone());
-            }
+            request.extensions_mut().insert(served.clone());
             let keeps = request.version() < Version::HTTP_2;
             let (answer, leaving) = (service.call(request), Arc::clone(&leaving));
             async move {
                 let mut answer = answer.await?;
-                if let Some(served) = served {
-                    served.end(answer.status().is_success());
-                }
+                served.end(answer.status().is_success());
                 if keeps && leaving.load(Ordering::Relaxed) {
                     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use hookgate_core::{
+    answers::Answers,
     event::SinkId,
     message::Message,
     observe::{Chain, Observation, Observer},
@@ -25,10 +26,13 @@ const BATCH_LINES_MAX: usize = 1024;
 /// Length at which a batch takes up no further line, in bytes. What memory it needs, and what one fsync has to store.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Where the line is, or why there is none.
+pub(crate) type Appended = Result<Position, Arc<Failure>>;
+
 /// What the thread is asked for.
 pub(crate) enum Order {
     /// Write this and say where it is.
-    Append(Arc<Handed>, oneshot::Sender<Result<Position, Arc<Failure>>>),
+    Append(Arc<Handed>, oneshot::Sender<Appended>),
     /// Say whether something could be written.
     Probe(oneshot::Sender<Result<(), Failure>>),
 }
@@ -53,6 +57,7 @@ pub(crate) struct Committer {
     pub(crate) id: SinkId,
     pub(crate) log: Log,
     pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) answers: Answers<Appended>,
     /// Whether the observer takes the sink to be up.
     pub(crate) up: bool,
     /// Closed when nobody can publish any more; what is in it then is still written.
@@ -70,7 +75,7 @@ struct Batch {
 
 struct Line {
     length: usize,
-    answer: oneshot::Sender<Result<Position, Arc<Failure>>>,
+    answer: oneshot::Sender<Appended>,
 }
 
 impl Batch {
@@ -106,7 +111,7 @@ impl Committer {
             }
             self.commit(batch);
         }
-        drop(self.log);
+        drop((self.log, self.answers));
         drop(self.ended);
     }
 
@@ -140,7 +145,7 @@ impl Committer {
             bytes = rest;
             let written = self.log.append(these);
             self.note_health(&written);
-            answer(now, written);
+            self.answer(now, written);
         }
     }
 
@@ -157,21 +162,17 @@ impl Committer {
         }
         self.up = written.is_ok();
     }
-}
 
-/// Answers each line; those who have gone miss it.
-fn answer(lines: Vec<Line>, written: Result<Written, Failure>) {
-    match written {
-        Ok(Written { file, mut offset }) => {
-            for line in lines {
-                let _ = line.answer.send(Ok(Position { place: Arc::clone(&file), offset, duplicate: false }));
+    fn answer(&self, lines: Vec<Line>, written: Result<Written, Failure>) {
+        match written {
+            Ok(Written { file, mut offset }) => self.answers.give_all(lines.into_iter().map(|line| {
+                let position = Position { place: Arc::clone(&file), offset, duplicate: false };
                 offset += line.length as u64;
-            }
-        }
-        Err(failure) => {
-            let failure = Arc::new(failure);
-            for line in lines {
-                let _ = line.answer.send(Err(Arc::clone(&failure)));
+                (line.answer, Ok(position))
+            })),
+            Err(failure) => {
+                let failure = Arc::new(failure);
+                self.answers.give_all(lines.into_iter().map(|line| (line.answer, Err(Arc::clone(&failure)))));
             }
         }
     }

@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use hookgate_core::{
+    answers,
     event::SinkId,
     limits::Deadline,
     message::Message,
@@ -37,12 +38,12 @@ pub async fn connect(id: SinkId, config: &Config, observer: Arc<dyn Observer>) -
     let failed = |failure| ConnectError::new(&id, failure);
     let (queue, orders) = mpsc::channel(config.max_in_flight);
     let (ended, has_ended) = watch::channel(());
-    let (opened, opening) = oneshot::channel();
+    let ((answers, passing_on), (opened, opening)) = (answers::channel(), oneshot::channel());
     let (dir, rotate_at, thread_id) = (config.dir.clone(), config.rotate_at.0, id.clone());
     // Everything that touches the disk happens on this thread: a disk that hangs stops nothing else.
     let work = move || match Log::open(&dir, rotate_at) {
         Ok((log, found)) => {
-            let mut committer = Committer { id: thread_id, log, observer, up: false, orders, ended };
+            let mut committer = Committer { id: thread_id, log, observer, answers, up: false, orders, ended };
             committer.begin(found);
             if opened.send(Ok(())).is_ok() {
                 committer.run();
@@ -54,6 +55,7 @@ pub async fn connect(id: SinkId, config: &Config, observer: Arc<dyn Observer>) -
         .name("sink-file".to_owned())
         .spawn(work)
         .map_err(|source| failed(Failure::Thread { source }))?;
+    tokio::spawn(passing_on);
     opening.await.unwrap_or(Err(Failure::Stopped)).map_err(failed)?;
     Ok(FileSink { id, queue: Mutex::new(Some(queue)), has_ended })
 }

@@ -13,7 +13,6 @@
 
 mod access;
 mod config;
-mod deliveries;
 mod error;
 mod producer;
 mod sink;

@@ -15,6 +15,7 @@ use std::{
 };
 
 use hookgate_core::{
+    answers::{self, Answers},
     event::SinkId,
     limits::Deadline,
     observe::{ClientState, Observation, Observer},
@@ -37,7 +38,6 @@ use tokio::{
 use crate::{
     access::{Access, AccessError, refused},
     config::Config,
-    deliveries::{Deliveries, Outcome, Waiter},
     error::{Cause, Disconnected},
 };
 
@@ -57,6 +57,9 @@ const BATCH_OVERHEAD_BYTES: u64 = 64;
 
 /// Asked for when no topic is known. That it does not exist is an answer too, and a short one.
 const NO_TOPIC_IN_PARTICULAR: &str = "hookgate-sign-of-life";
+
+/// What librdkafka says of a message in the end.
+type Outcome = Result<Delivery, KafkaError>;
 
 /// Makes producers, each from secrets and files as they are then.
 pub(crate) struct Maker {
@@ -103,7 +106,7 @@ pub(crate) struct Signs {
 struct Ear {
     sink: SinkId,
     signs: Arc<Signs>,
-    deliveries: Arc<Deliveries>,
+    answers: Answers<Outcome>,
     access: Arc<Access>,
     observer: Arc<dyn Observer>,
 }
@@ -136,8 +139,8 @@ impl Maker {
         self.access.apply(&mut properties)?;
         let signs = Arc::new(Signs::new(&self.brokers));
         let (sink, access, observer) = (self.sink.clone(), Arc::clone(&self.access), Arc::clone(&self.observer));
-        let deliveries: Arc<Deliveries> = Arc::default();
-        let ear = Ear { sink, signs: Arc::clone(&signs), deliveries: Arc::clone(&deliveries), access, observer };
+        let (answers, passing_on) = answers::channel();
+        let ear = Ear { sink, signs: Arc::clone(&signs), answers, access, observer };
         let producer = properties.create_with_context(ear).map_err(|error| match error {
             // The library's own text of these holds the property's value.
             KafkaError::ClientConfig(_, words, property, _) => refused(&format!("{property}: {words}")),
@@ -145,7 +148,7 @@ impl Maker {
             _ => refused("librdkafka made no producer"),
         })?;
         // Until the producer has ended, and with it the ear.
-        task::spawn(deliveries.tell());
+        task::spawn(passing_on);
         let (brokers, max_message) = (Arc::clone(&self.brokers), self.max_message);
         Ok(Live { producer: Some(producer), signs, brokers, max_message })
     }
@@ -377,9 +380,9 @@ impl Signs {
 }
 
 impl ProducerContext for Ear {
-    type DeliveryOpaque = Box<Waiter>;
+    type DeliveryOpaque = Box<oneshot::Sender<Outcome>>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, asker: Self::DeliveryOpaque) {
         let outcome = match result {
             Ok(message) => Ok(Delivery {
                 partition: message.partition(),
@@ -388,13 +391,7 @@ impl ProducerContext for Ear {
             }),
             Err((error, _)) => Err(error.clone()),
         };
-        self.deliveries.add(*waiter, outcome);
-    }
-}
-
-impl Drop for Ear {
-    fn drop(&mut self) {
-        self.deliveries.end();
+        self.answers.give(*asker, outcome);
     }
 }
 

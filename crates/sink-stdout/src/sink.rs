@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use hookgate_core::{
+    answers::{self, Answers},
     event::SinkId,
     limits::Deadline,
     message::Message,
@@ -35,10 +36,13 @@ pub struct StdoutSink {
     has_ended: watch::Receiver<()>,
 }
 
+/// The line's number, or why there is none.
+type Written = Result<u64, Failure>;
+
 /// A line, and where its number is awaited.
 struct Line {
     text: Vec<u8>,
-    written: oneshot::Sender<Result<u64, Failure>>,
+    written: oneshot::Sender<Written>,
 }
 
 /// A sink over the standard output of this process.
@@ -61,13 +65,17 @@ pub fn connect_to(
 ) -> Result<StdoutSink, ConnectError> {
     let (queue, lines) = mpsc::channel(config.max_in_flight);
     let (ended, has_ended) = watch::channel(());
-    let writer = Writer { id: id.clone(), output, observer, next: 1 };
+    let (answers, passing_on) = answers::channel();
+    let writer = Writer { id: id.clone(), output, observer, answers, next: 1 };
     let work = move || {
         writer.run(lines);
         drop(ended);
     };
     match thread::Builder::new().name("sink-stdout".to_owned()).spawn(work) {
-        Ok(_) => Ok(StdoutSink { id, queue: Mutex::new(Some(queue)), has_ended }),
+        Ok(_) => {
+            tokio::spawn(passing_on);
+            Ok(StdoutSink { id, queue: Mutex::new(Some(queue)), has_ended })
+        }
         Err(source) => Err(ConnectError { sink: id, source }),
     }
 }
@@ -132,6 +140,7 @@ struct Writer<W> {
     id: SinkId,
     output: W,
     observer: Arc<dyn Observer>,
+    answers: Answers<Written>,
     /// The number of the next line, from 1.
     next: u64,
 }
@@ -152,12 +161,10 @@ impl<W: Write> Writer<W> {
                 }
             }
             let outcome = self.write(&batch).map_err(|error| Failure::Write(Arc::new(error)));
-            for line in batch.drain(..) {
-                let number = self.next;
-                self.next += 1;
-                // Who gave up waiting does not miss the answer.
-                let _ = line.written.send(outcome.clone().map(|()| number));
-            }
+            let numbers = self.next..;
+            self.next += batch.len() as u64;
+            let answers = batch.drain(..).zip(numbers);
+            self.answers.give_all(answers.map(|(line, number)| (line.written, outcome.clone().map(|()| number))));
             if let Err(failure) = outcome {
                 // A pipe without a reader never has one again. What is queued hears it from the closed queue.
                 self.observer.observe(&Observation::SinkDown { sink: &self.id, cause: &failure });
