@@ -37,5 +37,6 @@ pub mod redis;
 pub mod redis_wire;
 pub mod sender;
 pub mod sinks;
+pub mod steps;
 pub mod tls;
 pub mod volume;

@@ -42,6 +42,9 @@ pub(crate) struct Flood {
     /// Connections of senders of large bodies, twice as many where some are to be refused.
     #[arg(long, default_value_t = 127)]
     large_connections: usize,
+    /// Only the floods that have this in their names.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Events a second of the quiet source.
     #[arg(long, default_value_t = 200)]
     quiet_rate: u32,
@@ -115,7 +118,7 @@ impl Flood {
         let (programs, out, cores) = (self.files.programs(&[])?, self.files.out()?, Cores::choose()?);
         cores.join_others()?;
         let mut text = self.about(cores);
-        for (name, setup, scenario) in SCENARIOS {
+        for (name, setup, scenario) in SCENARIOS.iter().filter(|(name, ..)| name.contains(&self.only)) {
             eprintln!("{name}");
             let server = System::Hookgate(*setup).start(&programs, &Addresses::default(), cores)?;
             text.push_str(&self.measure(name, *scenario, &server, &programs)?);
