@@ -28,7 +28,13 @@ async fn attempts(relay: &Relay, result: &str) -> f64 {
 }
 
 async fn assert_refused(relay: &Relay, number: usize) {
-    let refused = relay.post(finished(number)).await;
+    let mut refused = relay.post(finished(number)).await;
+    // On a busy machine the deadline may come while an attempt waits for the broker's answer: then nobody knows.
+    for _ in 0..5 {
+        if refused.status == 504 {
+            refused = relay.post(finished(number)).await;
+        }
+    }
     assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("destination-unavailable")));
     assert!(refused.header("retry-after").is_some());
 }
