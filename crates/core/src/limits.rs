@@ -69,7 +69,7 @@ impl Turns {
     }
 
     /// Does `work`, here and now where the body is short. A long one waits for its turn, in the order of asking, but not past
-    /// `deadline`: then it is everybody's.
+    /// `deadline`: then it is done here.
     ///
     /// # Panics
     /// As `work` does.
@@ -85,7 +85,7 @@ impl Turns {
         if body_bytes < Self::BODY_BYTES_MIN {
             return work();
         }
-        let _turn = deadline.bound(self.0.acquire()).await;
+        let Ok(_turn) = deadline.bound(self.0.acquire()).await else { return work() };
         match spawn_blocking(work).await {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {

@@ -146,8 +146,6 @@ fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<Exi
 
 /// With one thread everything runs on the main one: there a task that wakes another costs no switch of threads.
 fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
-    /// Of the threads for what takes long, long bodies say, to the one that all others' events wait for.
-    const NICE: i32 = 5;
     let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
@@ -155,10 +153,6 @@ fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
     if threads == 1 {
         // What other threads have done, a sink's say, ends events: it comes before what begins more of them.
         builder.global_queue_interval(1);
-        builder.on_thread_start(|| {
-            // Where it may not be, they are as the others.
-            let _priority = rustix::process::nice(NICE);
-        });
     }
     builder.worker_threads(threads).enable_all().thread_name("hookgate").build()
 }

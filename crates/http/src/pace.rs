@@ -1,9 +1,9 @@
 //! Whose connection is served next where there is more to do than time: that of whoever has had least of it.
 //!
 //! A runtime serves what is ready in the order in which it became so, and somebody who sends as fast as he is answered is always
-//! ready: before an event goes a step on, hundreds of his have gone theirs. Here connections get so much time in each round of the
-//! runtime, which leaves the rest of it to what events are at, to brokers, Redis and timers. Those that find none left wait for the
-//! next round, and go by how much they have had lately. It is the multi-level feedback queue of operating systems: nobody is known
+//! ready: before an event goes a step on, hundreds of his have gone theirs. Here once connections have used up so much time, they
+//! wait until the runtime has been at everything else that is ready: what events are at, brokers, Redis, timers. That is a round. Those who
+//! wait go into the next one by how much they have had lately. It is the multi-level feedback queue of operating systems: nobody is known
 //! by name, nobody is refused, and no time is left unused.
 
 use std::{
@@ -69,8 +69,10 @@ pub(crate) struct Pace {
 
 #[derive(Default)]
 struct Waiting {
-    classes: [VecDeque<Arc<Seat>>; CLASSES],
+    /// In each those who came first, with their numbers.
+    classes: [VecDeque<(u64, Arc<Seat>)>; CLASSES],
     count: usize,
+    next: u64,
 }
 
 /// Where one waits.
@@ -204,7 +206,9 @@ impl Pace {
 
     fn wait(&self, seat: &Arc<Seat>, class: usize) {
         let mut waiting = self.waiting();
-        waiting.classes[class].push_back(Arc::clone(seat));
+        let number = waiting.next;
+        waiting.next += 1;
+        waiting.classes[class].push_back((number, Arc::clone(seat)));
         waiting.count += 1;
         if waiting.count == 1 {
             self.somebody.notify_one();
@@ -217,11 +221,12 @@ impl Pace {
         let round = self.threads * nanos(if is_short { SHORT_ROUND } else { LONG_ROUND });
         let turns = (round / self.usual.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER_MAX);
         let mut waiting = self.waiting();
-        let Waiting { classes, count } = &mut *waiting;
-        // One more turn is the last class's, so that nobody waits for ever.
-        let last = classes.iter_mut().rev().find_map(VecDeque::pop_front);
+        let Waiting { classes, count, .. } = &mut *waiting;
+        // One more turn is that of whoever has waited longest, so that nobody waits for ever.
+        let waited = |class: &&mut VecDeque<(u64, _)>| class.front().map_or(u64::MAX, |(number, _)| *number);
+        let longest = classes.iter_mut().min_by_key(waited).and_then(VecDeque::pop_front);
         let first = classes.iter_mut().flat_map(|class| iter::from_fn(|| class.pop_front()));
-        for seat in first.take(turns as usize).chain(last) {
+        for (_, seat) in first.take(turns as usize).chain(longest) {
             *count -= 1;
             seat.has_turn.store(true, Ordering::Release);
             seat.waker.wake();
@@ -274,7 +279,7 @@ mod tests {
         poll!(std::pin::pin!(served.turn())).is_ready()
     }
 
-    /// Has rounds of two turns, one of them the last class's.
+    /// Has rounds of two turns, one of them that of whoever has waited longest.
     fn one_at_a_time(pace: &Pace) {
         pace.usual.store(ALL, Ordering::Relaxed);
     }
@@ -290,10 +295,14 @@ mod tests {
         assert!(pace.begin_round(), "two wait on");
         assert!(has_turn(&mut least).await && has_turn(&mut most).await);
         assert!(!has_turn(&mut more).await && !has_turn(&mut less).await);
-        let mut newcomer = waiting(&pace, NEWCOMER).await;
+        // Those at both ends come again.
+        let mut most = waiting(&pace, Duration::from_millis(50)).await;
+        let mut least = waiting(&pace, Duration::ZERO).await;
         assert!(pace.begin_round());
-        assert!(has_turn(&mut newcomer).await && has_turn(&mut more).await && !has_turn(&mut less).await);
+        assert!(has_turn(&mut least).await && has_turn(&mut more).await);
+        assert!(!has_turn(&mut most).await && !has_turn(&mut less).await);
         assert!(!pace.begin_round(), "nobody waits on");
+        assert!(has_turn(&mut most).await);
         assert!(has_turn(&mut less).await && has_turn(&mut least).await, "there is time for all");
     }
 

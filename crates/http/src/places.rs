@@ -46,6 +46,8 @@ pub(crate) struct Place {
     earned: AtomicBool,
     /// Requests that have come whole and are not answered.
     serving: AtomicUsize,
+    /// Whether requests come beside one another.
+    multiplexed: AtomicBool,
     /// Its number among the newcomers, while it is one.
     number: Mutex<Option<u64>>,
     _permit: OwnedSemaphorePermit,
@@ -81,8 +83,8 @@ impl Places {
     fn place(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
         let taken = CancellationToken::new();
         let number = Mutex::new(Some(lock(&self.newcomers).add(taken.clone())));
-        let (earned, serving) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Place { places: Arc::clone(self), taken, earned, serving, number, _permit: permit }
+        let (earned, serving, multiplexed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicBool::new(false));
+        Place { places: Arc::clone(self), taken, earned, serving, multiplexed, number, _permit: permit }
     }
 }
 
@@ -129,8 +131,19 @@ impl Place {
         Served(Arc::new(Asked { place: Arc::clone(self), is_served: AtomicBool::new(false) }))
     }
 
+    /// Requests come beside one another: HTTP/2.
+    pub(crate) fn multiplex(&self) {
+        self.multiplexed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is nothing to be done but to finish a request that has come whole. Of a connection with several at a time that
+    /// is never said: it would be read from for ever.
+    pub(crate) fn only_finishes(&self) -> bool {
+        self.is_serving() && !self.multiplexed.load(Ordering::Relaxed)
+    }
+
     /// Whether a request has come whole and is not answered.
-    pub(crate) fn is_serving(&self) -> bool {
+    fn is_serving(&self) -> bool {
         self.serving.load(Ordering::Acquire) > 0
     }
 
@@ -194,6 +207,9 @@ mod tests {
         assert!(!place.is_serving());
         let served = place.serve();
         served.begin();
+        assert!(place.only_finishes());
+        place.multiplex();
+        assert!(!place.only_finishes());
         served.end(true);
         drop(served);
         assert!(!place.is_serving());

@@ -182,7 +182,7 @@ impl Server {
             let (abort, served) = (abort.clone(), pace.newcomer());
             connections.spawn(async move {
                 tokio::select! {
-                    () = served.run(connection, || place.is_serving()) => {}
+                    () = served.run(connection, || place.only_finishes()) => {}
                     () = place.taken_away() => {}
                     () = abort.cancelled() => {}
                 }
@@ -203,9 +203,9 @@ impl Server {
                 };
                 match stop.run_until_cancelled(place).await {
                     Some(place) => {
-                        let begun = Instant::now();
+                        let begun = std::time::Instant::now();
                         begin(place, stream, address);
-                        accepting.charge(begun.into_std());
+                        accepting.charge(begun);
                         together -= 1;
                     }
                     None => {
@@ -342,6 +342,9 @@ impl<S: Answers> Connection<S> {
             let served = place.serve();
             request.extensions_mut().insert(served.clone());
             let keeps = request.version() < Version::HTTP_2;
+            if !keeps {
+                place.multiplex();
+            }
             let (answer, leaving) = (service.call(request), Arc::clone(&leaving));
             async move {
                 let mut answer = answer.await?;
