@@ -9,21 +9,17 @@ use hookgate_core::{
     auth::{Authenticated, Request, Unverified},
     dedup::{Claim, Claimed},
     envelope,
-    event::{Event, SinkId},
+    event::Event,
     handoff::Handoff,
     message::Message,
-    observe::{Observer, Unobserved},
     route::Routed,
     sink::{Position, Receipt},
     source::Source,
 };
 use hookgate_testkit::{
-    event::TestEvent,
-    fake_sink::FakeSink,
     sender,
     steps::{self, measured},
 };
-use serde_json::json;
 
 /// What the steps are called, in the order of an event's way.
 const STEPS: [&str; 9] = ["verify", "extract", "route", "claim", "address", "headers", "settle", "spool-record", "all"];
@@ -47,11 +43,7 @@ impl Bench {
 
     /// Takes `count` events through `step`; nanoseconds for all of them.
     fn run(&self, step: &str, count: usize) -> u128 {
-        let observer: Arc<dyn Observer> = Arc::new(Unobserved);
-        let sink = FakeSink::new(SinkId::new(0, "sink"));
-        let routes = json!([{ "when": "source == \"test\" && attr.action == \"opened\"", "to": [{ "sink": "sink" }] }]);
-        let test = TestEvent::new("any").attribute("action", "opened");
-        let pipeline = Arc::new(test.pipeline(std::slice::from_ref(&sink), &routes, &observer));
+        let pipeline = steps::pipeline();
         let requests = (0..count).map(|number| self.request(number));
         let verified = || (0..count).map(|number| self.verified(number));
         let events = || (0..count).map(|number| self.event(number));

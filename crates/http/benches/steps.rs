@@ -8,24 +8,16 @@ use std::{convert::Infallible, path::Path, process::ExitCode, sync::Arc};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use hookgate_core::{
-    auth::Draft,
-    event::SinkId,
-    observe::{Observer, Unobserved},
-    source::Source,
-};
+use hookgate_core::{auth::Draft, source::Source};
 use hookgate_http::{Ingress, ServerConfig};
 use hookgate_testkit::{
-    event::TestEvent,
-    fake_sink::FakeSink,
     http::request,
-    steps::{self, draft, measured, source},
+    steps::{self, draft, measured, pipeline, source},
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
     runtime::{Builder, Runtime},
@@ -77,14 +69,9 @@ fn connection(runtime: &Runtime, source: &Source, count: usize) -> u128 {
 }
 
 fn ingress(runtime: &Runtime, source: &Arc<Source>, count: usize, path: &str, status: u16) -> u128 {
-    let observer: Arc<dyn Observer> = Arc::new(Unobserved);
-    let sink = FakeSink::new(SinkId::new(0, "sink"));
-    let routes = json!([{ "when": "source == \"test\" && attr.action == \"opened\"", "to": [{ "sink": "sink" }] }]);
-    let test = TestEvent::new("any").attribute("action", "opened");
-    let pipeline = test.pipeline(std::slice::from_ref(&sink), &routes, &observer);
     // Refusals are told at once, however many there are.
     let config = ServerConfig { prompt_refusals: "1000000000/s".parse().expect("a rate"), ..ServerConfig::default() };
-    let ingress = Ingress::new(Arc::new(pipeline), std::slice::from_ref(source), &config);
+    let ingress = Ingress::new(pipeline(), std::slice::from_ref(source), &config);
     let requests = (0..count).map(|number| {
         let Draft { method, headers, body, .. } = draft(source, number);
         let mut request = Request::new(Full::<Bytes>::new(body));

@@ -83,7 +83,7 @@ struct Seat {
 }
 
 /// Somebody who takes turns.
-pub(crate) struct Served {
+pub(crate) struct Customer {
     pace: Arc<Pace>,
     seat: Arc<Seat>,
     waits: bool,
@@ -106,16 +106,15 @@ impl Had {
     }
 }
 
-impl Served {
+impl Customer {
     /// Runs `connection` whenever it has something to do, and its turn has come or what it has begun `is_to_be_finished`.
     pub(crate) async fn run(mut self, connection: impl Future<Output = ()>, is_to_be_finished: impl Fn() -> bool) {
         let mut connection = pin!(connection);
         poll_fn(|context| {
-            let mut begun = None;
-            if self.waits || !is_to_be_finished() {
-                begun = Some(ready!(self.poll_turn(context)));
-            }
-            let begun = begun.unwrap_or_else(Instant::now);
+            let begun = match self.waits || !is_to_be_finished() {
+                true => ready!(self.poll_turn(context)),
+                false => Instant::now(),
+            };
             let polled = connection.as_mut().poll(context);
             self.charge(begun);
             polled
@@ -172,16 +171,16 @@ impl Pace {
     }
 
     /// One that has just come.
-    pub(crate) fn newcomer(self: &Arc<Self>) -> Served {
+    pub(crate) fn newcomer(self: &Arc<Self>) -> Customer {
         let had = Had { nanos: nanos(NEWCOMER), at: self.half_life(Instant::now()) };
-        Served { pace: Arc::clone(self), seat: Arc::default(), waits: false, had }
+        Customer { pace: Arc::clone(self), seat: Arc::default(), waits: false, had }
     }
 
     /// Begins one round after another, as long as somebody waits; for ever.
     pub(crate) async fn keep(self: Arc<Self>) {
         loop {
             self.somebody.notified().await;
-            while self.begin_round() {
+            while self.begin_round(Instant::now()) {
                 // Where a thread of ours is to write what events wait for, and has no other core, it has a moment here.
                 thread::yield_now();
                 yield_now().await;
@@ -216,8 +215,8 @@ impl Pace {
     }
 
     /// Gives a turn to as many as there is time for, and says whether somebody waits on.
-    fn begin_round(&self) -> bool {
-        let is_short = self.half_life(Instant::now()) <= self.short_until.load(Ordering::Relaxed);
+    fn begin_round(&self, now: Instant) -> bool {
+        let is_short = self.half_life(now) <= self.short_until.load(Ordering::Relaxed);
         let round = self.threads * nanos(if is_short { SHORT_ROUND } else { LONG_ROUND });
         let turns = (round / self.usual.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER_MAX);
         let mut waiting = self.waiting();
@@ -267,16 +266,16 @@ mod tests {
     const ALL: u64 = u64::MAX / 2;
 
     /// Somebody who has had so much, and waits.
-    async fn waiting(pace: &Arc<Pace>, had: Duration) -> Served {
-        let mut served = pace.newcomer();
-        served.had.nanos = nanos(had);
+    async fn waiting(pace: &Arc<Pace>, had: Duration) -> Customer {
+        let mut customer = pace.newcomer();
+        customer.had.nanos = nanos(had);
         pace.spent.store(ALL, Ordering::Relaxed);
-        assert!(poll!(std::pin::pin!(served.turn())).is_pending());
-        served
+        assert!(poll!(std::pin::pin!(customer.turn())).is_pending());
+        customer
     }
 
-    async fn has_turn(served: &mut Served) -> bool {
-        poll!(std::pin::pin!(served.turn())).is_ready()
+    async fn has_turn(customer: &mut Customer) -> bool {
+        poll!(std::pin::pin!(customer.turn())).is_ready()
     }
 
     /// Has rounds of two turns, one of them that of whoever has waited longest.
@@ -292,16 +291,16 @@ mod tests {
         let mut more = waiting(&pace, Duration::from_millis(5)).await;
         let mut less = waiting(&pace, Duration::from_micros(500)).await;
         let mut least = waiting(&pace, Duration::ZERO).await;
-        assert!(pace.begin_round(), "two wait on");
+        assert!(pace.begin_round(Instant::now()), "two wait on");
         assert!(has_turn(&mut least).await && has_turn(&mut most).await);
         assert!(!has_turn(&mut more).await && !has_turn(&mut less).await);
         // Those at both ends come again.
         let mut most = waiting(&pace, Duration::from_millis(50)).await;
         let mut least = waiting(&pace, Duration::ZERO).await;
-        assert!(pace.begin_round());
+        assert!(pace.begin_round(Instant::now()));
         assert!(has_turn(&mut least).await && has_turn(&mut more).await);
         assert!(!has_turn(&mut most).await && !has_turn(&mut less).await);
-        assert!(!pace.begin_round(), "nobody waits on");
+        assert!(!pace.begin_round(Instant::now()), "nobody waits on");
         assert!(has_turn(&mut most).await);
         assert!(has_turn(&mut less).await && has_turn(&mut least).await, "there is time for all");
     }
@@ -312,19 +311,17 @@ mod tests {
         assert_eq!([had.class(0), had.class(3), had.class(1000)], [13, 10, 0]);
     }
 
-    #[tokio::test]
-    async fn rounds_are_short_while_there_is_somebody_to_be_spared() {
+    #[test]
+    fn rounds_are_short_while_there_is_somebody_to_be_spared() {
         let pace = Pace::new(2);
         let round = || Duration::from_nanos(pace.round.load(Ordering::Relaxed));
         let now = Instant::now();
         (0..1000).for_each(|number| pace.note(10 + number % 2, now));
         assert_eq!(round(), 2 * LONG_ROUND, "all are alike");
         pace.note(3, now);
-        pace.begin_round();
+        pace.begin_round(now);
         assert_eq!(round(), 2 * SHORT_ROUND);
-        pace.short_until.store(0, Ordering::Relaxed);
-        tokio::time::sleep(HALF_LIFE).await;
-        pace.begin_round();
+        pace.begin_round(now + 2 * HALF_LIFE);
         assert_eq!(round(), 2 * LONG_ROUND, "there is nobody any more");
     }
 
@@ -333,7 +330,7 @@ mod tests {
         let pace = Pace::new(4);
         let keeper = tokio::spawn(Arc::clone(&pace).keep());
         let connections = (0..100_u64).map(|number| {
-            let served = pace.newcomer();
+            let customer = pace.newcomer();
             let connection = async move {
                 for step in 0..100 {
                     let until = Instant::now() + Duration::from_micros(number % 10 * 10);
@@ -345,7 +342,7 @@ mod tests {
                     }
                 }
             };
-            tokio::spawn(served.run(connection, move || number % 7 == 0))
+            tokio::spawn(customer.run(connection, move || number % 7 == 0))
         });
         let all =
             tokio::time::timeout(Duration::from_secs(60), join_all(connections)).await.expect("nobody is forgotten");

@@ -179,10 +179,10 @@ impl Server {
                 observer: Arc::clone(&observer),
             };
             let connection = Box::pin(connection.serve(stream, tls.clone(), stop.clone()));
-            let (abort, served) = (abort.clone(), pace.newcomer());
+            let (abort, customer) = (abort.clone(), pace.newcomer());
             connections.spawn(async move {
                 tokio::select! {
-                    () = served.run(connection, || place.only_finishes()) => {}
+                    () = customer.run(connection, || place.only_finishes()) => {}
                     () = place.taken_away() => {}
                     () = abort.cancelled() => {}
                 }

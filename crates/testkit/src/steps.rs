@@ -19,12 +19,18 @@ use std::{
     time::Instant,
 };
 
-use hookgate_core::{auth::Draft, source::Source};
+use hookgate_core::{
+    auth::Draft,
+    event::SinkId,
+    observe::{Observer, Unobserved},
+    pipeline::Pipeline,
+    source::Source,
+};
 use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::sender;
+use crate::{event::TestEvent, fake_sink::FakeSink, sender};
 
 /// So many events are taken through a step at once.
 const EVENTS: usize = 2_000;
@@ -165,6 +171,15 @@ pub fn measured<T>(items: Vec<T>, mut step: impl FnMut(T)) -> u128 {
         step(item);
     }
     begun.elapsed().as_nanos()
+}
+
+/// What takes its events to one destination, which acknowledges at once.
+pub fn pipeline() -> Arc<Pipeline> {
+    let observer: Arc<dyn Observer> = Arc::new(Unobserved);
+    let sink = FakeSink::new(SinkId::new(0, "sink"));
+    let routes = json!([{ "when": "source == \"test\" && attr.action == \"opened\"", "to": [{ "sink": "sink" }] }]);
+    let test = TestEvent::new("any").attribute("action", "opened");
+    Arc::new(test.pipeline(&[sink], &routes, &observer))
 }
 
 /// GitHub as a source, at `/in`.
