@@ -192,7 +192,7 @@ async fn killed_between_claim_and_commit() {
         (200, Some("delivered")),
         "it is delivered: no error"
     );
-    assert_eq!(relay.metric(COMMIT_FAILURES).await, 1.0);
+    wait_until(LIMIT, "the commit has failed", async || relay.metric(COMMIT_FAILURES).await == 1.0).await;
     assert_eq!(nats.wire().await.read_stream("HOOKS").await.len(), 1);
     assert_eq!(relay.post(finished(1)).await.json()["outcome"], "duplicate");
 }

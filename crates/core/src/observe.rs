@@ -158,6 +158,8 @@ pub enum Observation<'a> {
     DedupOperated {
         /// What.
         operation: DedupOperation,
+        /// For how many events.
+        events: usize,
         /// How long it took.
         elapsed: Duration,
         /// Why it came to nothing, if so.

@@ -19,7 +19,7 @@ use hookgate_testkit::{
     recorder::Recorder,
 };
 use serde_json::json;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -43,9 +43,9 @@ impl Replica {
         let routes = json!([{ "to": [{ "sink": "first" }] }]);
         let mut pipeline = TestEvent::new("any").pipeline(std::slice::from_ref(&sink), &routes, &observer);
         let store = Arc::clone(store) as Arc<dyn ClaimStore>;
-        let (shared, releaser) = Shared::new(store, Duration::from_secs(60 * 60), observer);
+        let (shared, settler) = Shared::new(store, Duration::from_secs(60 * 60), observer);
         pipeline.dedup.shared = Some(shared);
-        tokio::spawn(releaser.run(CancellationToken::new()));
+        tokio::spawn(settler.run(CancellationToken::new()));
         Self { pipeline: Arc::new(pipeline), sink, recorder }
     }
 
@@ -61,6 +61,12 @@ impl Replica {
 
     async fn outcome(&self, event: &TestEvent) -> Result<AcceptedAs, Refused> {
         self.start(event).await.expect("no panic")
+    }
+
+    /// Waits until the store was told how so many claims ended, well or not.
+    async fn has_told(&self, operation: &str, count: usize) {
+        let operation = format!("dedup_operated operation={operation}");
+        wait_until(LIMIT, "the store was told", async || self.recorder.count(&operation) == count).await;
     }
 
     fn checks(&self, result: &str) -> usize {
@@ -82,6 +88,7 @@ fn event() -> TestEvent {
 async fn what_one_replica_accepted_is_a_duplicate_to_the_other() {
     let (store, one, other) = replicas();
     assert_eq!(one.outcome(&event()).await, Ok(AcceptedAs::Delivered));
+    one.has_told("commit", 1).await;
     assert_eq!(store.operations(), 2, "a claim and a commit");
     for _ in 0..100 {
         assert_eq!(other.outcome(&event()).await, Ok(AcceptedAs::Duplicate));
@@ -177,7 +184,7 @@ async fn a_commit_that_fails_is_no_error_to_a_delivered_event() {
     let (store, one, other) = replicas();
     store.suffer(Fault::CannotCommit);
     assert_eq!(one.outcome(&event()).await, Ok(AcceptedAs::Delivered));
-    assert_eq!(one.recorder.count("dedup_operated operation=commit error=read_only"), 1);
+    one.has_told("commit error=read_only", 1).await;
     assert_eq!(other.outcome(&event()).await, Err(Refused::InProgress), "until the lease ends");
     tokio::time::sleep(LEASE).await;
     store.suffer(Fault::None);
@@ -189,6 +196,7 @@ async fn a_claim_whose_answer_was_lost_is_committed_all_the_same() {
     let (store, one, other) = replicas();
     store.suffer(Fault::LosesAnswers);
     assert_eq!(one.outcome(&event()).await, Ok(AcceptedAs::Delivered));
+    one.has_told("commit error=timeout", 1).await;
     store.suffer(Fault::None);
     assert_eq!(other.outcome(&event()).await, Ok(AcceptedAs::Duplicate));
 }
@@ -214,8 +222,7 @@ async fn a_claim_that_the_stores_clock_does_not_end_is_taken_over_after_its_leas
     // What a crash leaves behind: a claim that nobody releases.
     store.suffer(Fault::Down);
     assert!(first.await.expect("no panic").is_err());
-    wait_until(LIMIT, "the release has failed", async || one.recorder.count("dedup_operated operation=release") == 1)
-        .await;
+    one.has_told("release", 1).await;
     store.suffer(Fault::None);
     assert_eq!(other.outcome(&event()).await, Err(Refused::InProgress), "it may be alive");
     tokio::time::sleep(LEASE).await;
@@ -234,7 +241,7 @@ async fn whoever_was_overtaken_neither_releases_nor_hides_what_the_other_accepte
     store.flush();
     assert_eq!(other.outcome(&event()).await, Ok(AcceptedAs::Delivered));
     assert_eq!(slow.await.expect("no panic"), Err(Refused::NotHandedOff(Miss::Unknown)), "at its deadline");
-    wait_until(LIMIT, "it has released", async || one.recorder.count("dedup_operated operation=release") == 1).await;
+    one.has_told("release", 1).await;
     assert_eq!(one.outcome(&event()).await, Ok(AcceptedAs::Duplicate), "its release left the other's entry alone");
 }
 
@@ -287,24 +294,75 @@ async fn events_without_an_id_are_dealt_with_as_their_source_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_queued_to_be_released_is_released_before_the_end() {
+async fn an_answer_does_not_wait_for_its_commit_and_a_repeat_elsewhere_does() {
+    let (store, one, other) = replicas();
+    store.suffer(Fault::HoldsCommits);
+    let answer = timeout(LIMIT, one.outcome(&event())).await.expect("in time");
+    assert_eq!(answer, Ok(AcceptedAs::Delivered));
+    assert_eq!(one.outcome(&event()).await, Ok(AcceptedAs::Duplicate), "this process knows it");
+    let repeat = other.start(&event());
+    wait_until(LIMIT, "the other has asked twice", async || other.recorder.count("dedup_operated") == 2).await;
+    assert!(!repeat.is_finished());
+    store.suffer(Fault::None);
+    assert_eq!(repeat.await.expect("no panic"), Ok(AcceptedAs::Duplicate));
+    assert!(other.sink.attempted().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_are_told_together_while_one_is_on_its_way() {
+    let (store, one, other) = replicas();
+    store.suffer(Fault::HoldsCommits);
+    let events: Vec<_> = (0..100).map(|id| TestEvent::new(&id.to_string())).collect();
+    for event in &events {
+        assert_eq!(one.outcome(event).await, Ok(AcceptedAs::Delivered));
+    }
+    store.suffer(Fault::None);
+    one.has_told("commit", 2).await;
+    for event in &events {
+        assert_eq!(other.outcome(event).await, Ok(AcceptedAs::Duplicate));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_too_many_commits_wait_so_do_answers_and_none_is_forgotten() {
+    /// More than may wait, and are on their way.
+    const EVENTS: usize = 4096 + 256 + 100;
+    let (store, one, _) = replicas();
+    store.suffer(Fault::HoldsCommits);
+    let running: Vec<_> = (0..EVENTS).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
+    wait_until(LIMIT, "all are published", async || one.sink.stored().len() == EVENTS).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let answered = running.iter().filter(|event| event.is_finished()).count();
+    assert!((4096..EVENTS - 50).contains(&answered), "{answered} are answered");
+    store.suffer(Fault::None);
+    for event in running {
+        assert_eq!(event.await.expect("no panic"), Ok(AcceptedAs::Delivered));
+    }
+    wait_until(LIMIT, "all are known", async || store.accepted() == EVENTS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_is_told_of_what_is_queued_before_the_end() {
     let store = FakeStore::new();
     let observer: Arc<dyn Observer> = Arc::new(Recorder::default());
     let sink = FakeSink::new(SinkId::new(0, "first"));
     let routes = json!([{ "to": [{ "sink": "first" }] }]);
     let mut pipeline = event().pipeline(std::slice::from_ref(&sink), &routes, &observer);
-    let (shared, releaser) = Shared::new(Arc::clone(&store) as _, LEASE, observer);
+    let (shared, settler) = Shared::new(Arc::clone(&store) as _, LEASE, observer);
     pipeline.dedup.shared = Some(shared);
-    sink.answer_always(Answer::fail(PublishErrorKind::Rejected));
     let pipeline = Arc::new(pipeline);
-    for id in ["1", "2", "3"] {
+    let outcome = async |id| {
         let event = TestEvent::new(id);
-        let refused = pipeline.spawn(Arc::new(event.source()), event.request()).await.expect("no panic");
-        assert!(refused.is_err());
+        pipeline.spawn(Arc::new(event.source()), event.request()).await.expect("no panic")
+    };
+    assert!(outcome("accepted").await.is_ok());
+    sink.answer_always(Answer::fail(PublishErrorKind::Rejected));
+    for id in ["1", "2", "3"] {
+        assert!(outcome(id).await.is_err());
     }
-    assert_eq!(store.len(), 3);
+    assert_eq!((store.len(), store.accepted()), (4, 0));
     let stop = CancellationToken::new();
     stop.cancel();
-    releaser.run(stop).await;
-    assert!(store.is_empty());
+    settler.run(stop).await;
+    assert_eq!((store.len(), store.accepted()), (1, 1));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use hookgate_core::{
     config::Problem,
-    dedup::{Dedup, Memory, OnOutage, Releaser, Shared},
+    dedup::{Dedup, Memory, OnOutage, Settler, Shared},
     event::{SinkId, SourceId},
     observe::Observer,
     publisher::Publisher,
@@ -195,20 +195,20 @@ pub(crate) async fn connect_sink(
     Ok(Arc::new(Publisher::new(id.clone(), sink, table.max_in_flight(), Arc::clone(observer))))
 }
 
-/// Sets up what remembers accepted events. The releaser, if there is one, has to run.
+/// Sets up what remembers accepted events. The settler, if there is one, has to run.
 pub(crate) async fn connect_dedup(
     config: &DedupConfig,
     secrets: &Secrets,
     observer: &Arc<dyn Observer>,
-) -> anyhow::Result<(Dedup, Option<Releaser>)> {
-    let (shared, releaser) = match &config.redis {
+) -> anyhow::Result<(Dedup, Option<Settler>)> {
+    let (shared, settler) = match &config.redis {
         Some(table) => {
             let store = redis::connect(table, &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await?;
-            let (shared, releaser) = Shared::new(Arc::new(store), config.window, Arc::clone(observer));
-            (Some(shared), Some(releaser))
+            let (shared, settler) = Shared::new(Arc::new(store), config.window, Arc::clone(observer));
+            (Some(shared), Some(settler))
         }
         None => (None, None),
     };
     let memory = Arc::new(Memory::new(config.window, config.memory_entries));
-    Ok((Dedup { memory, shared, observer: Arc::clone(observer) }, releaser))
+    Ok((Dedup { memory, shared, observer: Arc::clone(observer) }, settler))
 }

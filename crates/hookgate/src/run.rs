@@ -92,7 +92,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
     let public = public.with_leaving(Arc::clone(&stops.leaving));
     let spool = open_spool(&config, &observer).await?;
-    let (dedup, releaser) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
+    let (dedup, settler) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
     let (background, drains) = (TaskTracker::new(), TaskTracker::new());
@@ -117,8 +117,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
     background.spawn(keep_a_timer_near(Arc::clone(&telemetry), stops.background.clone()));
     background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
-    if let Some(releaser) = releaser {
-        background.spawn(releaser.run(stops.background.clone()));
+    if let Some(settler) = settler {
+        background.spawn(settler.run(stops.background.clone()));
     }
     let admin_address = admin.local_addr().context("read the admin port")?;
     let admin_routes = admin::service(Arc::clone(&telemetry) as _);

@@ -13,14 +13,14 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, try_join_all};
 use hookgate_core::{
     dedup::{Owner, StoreReason},
     limits::Deadline,
     observe::{Observation, Observer},
 };
 use redis::{
-    Cmd, FromRedisValue, RedisFuture, Script, Value,
+    Cmd, FromRedisValue, Pipeline, RedisFuture, Script, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster_async::ClusterConnection,
 };
@@ -65,7 +65,7 @@ impl ConnectionLike for Connection {
 
     fn req_packed_commands<'a>(
         &'a mut self,
-        pipeline: &'a redis::Pipeline,
+        pipeline: &'a Pipeline,
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
@@ -86,6 +86,8 @@ impl ConnectionLike for Connection {
 /// What is sent.
 pub(crate) enum Request {
     Command(Cmd),
+    /// Each for itself, whose answers say no more than that they were done.
+    Commands(Pipeline),
     /// A script with its key and its arguments.
     Script(&'static Script, String, Vec<String>),
 }
@@ -95,7 +97,7 @@ impl Request {
     /// itself, and a second timer of that length would be one more for every event; a script may take two commands.
     fn bound(&self, budget: Deadline) -> Option<Deadline> {
         match self {
-            Self::Command(_) => None,
+            Self::Command(_) | Self::Commands(_) => None,
             Self::Script(..) => Some(budget),
         }
     }
@@ -108,6 +110,18 @@ impl Request {
         Box::pin(async move {
             let answer = match self {
                 Self::Command(command) => command.query_async(connection).await,
+                Self::Commands(commands) => match connection {
+                    Connection::One(connection) => commands.query_async(connection).await,
+                    // Their keys are on different nodes.
+                    Connection::Cluster(connection) => {
+                        let sent = commands.cmd_iter().map(|command| {
+                            let mut connection = connection.clone();
+                            async move { command.query_async(&mut connection).await }
+                        });
+                        let done: Result<Vec<Value>, _> = try_join_all(sent).await;
+                        done.and_then(|done| Ok(T::from_redis_value(Value::Array(done))?))
+                    }
+                },
                 Self::Script(script, key, arguments) => {
                     let mut invocation = script.key(key);
                     for argument in arguments {

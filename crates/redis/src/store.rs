@@ -18,7 +18,7 @@ use hookgate_core::{
     observe::Observer,
     secret::ResolveSecret,
 };
-use redis::{Cmd, FromRedisValue, Script};
+use redis::{Cmd, FromRedisValue, Pipeline, Script};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -114,10 +114,18 @@ impl ClaimStore for RedisStore {
         Box::pin(self.send(Request::Script(&TAKE_OVER, self.name(key), arguments)))
     }
 
-    fn commit(&self, key: EventKey, body: Fingerprint, window: Duration) -> BoxFuture<'_, Result<(), StoreError>> {
-        let mut command = Cmd::with_capacity(COMMAND_ARGUMENTS, COMMAND_BYTES);
-        command.arg("SET").arg(self.name(key)).arg(entry::accepted(body)).arg("PX").arg(entry::millis(window));
-        Box::pin(self.send(Request::Command(command)))
+    fn commit<'a>(
+        &'a self,
+        accepted: &'a [(EventKey, Fingerprint)],
+        window: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let mut commands = Pipeline::with_capacity(accepted.len());
+        for (key, body) in accepted {
+            let mut command = Cmd::with_capacity(COMMAND_ARGUMENTS, COMMAND_BYTES);
+            command.arg("SET").arg(self.name(*key)).arg(entry::accepted(*body)).arg("PX").arg(entry::millis(window));
+            commands.add_command(command);
+        }
+        Box::pin(self.send(Request::Commands(commands)))
     }
 
     fn release(&self, key: EventKey, owner: Owner) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -51,11 +51,16 @@ async fn assert_claims_work(store: &dyn ClaimStore) {
         store.release(key, other).await.expect("done");
         let of_one = holder(other).await;
 
-        store.commit(key, body(), WINDOW).await.expect("done");
+        store.commit(&[(key, body())], WINDOW).await.expect("done");
         assert_eq!(claim(one).await, Held::Accepted(body()));
         store.release(key, one).await.expect("done");
         assert!(!take_over(&of_one).await);
         assert_eq!(claim(other).await, Held::Accepted(body()), "what is accepted stays so");
+    }
+    let many: Vec<_> = (0..300).map(|number| (key(&format!("many {number}")), body())).collect();
+    store.commit(&many, WINDOW).await.expect("done");
+    for (key, _) in many {
+        assert_eq!(store.claim(key, Owner::random(), LEASE).await.expect("an answer"), Held::Accepted(body()));
     }
 }
 
@@ -75,7 +80,7 @@ async fn every_key_has_an_end_and_one_size() {
     bench.claim(&"x".repeat(100_000), Owner::random()).await.expect("an answer");
     let mut wire = server.wire().await;
     let keys = wire.keys().await;
-    assert_eq!(keys.len(), 31);
+    assert_eq!(keys.len(), 331);
     for key in keys {
         assert!(key.starts_with("relay-7:") && key.len() == "relay-7:".len() + 22, "{key}");
         let end = wire.integer(&["PTTL", &key]).await;
@@ -89,7 +94,7 @@ async fn a_claim_ends_with_its_lease_and_an_accepted_event_with_its_window() {
     let bench = Bench::start(&format!("url = '{}'", server.url())).await;
     let short = Duration::from_millis(50);
     assert_eq!(bench.store.claim(key("1"), Owner::random(), short).await.expect("an answer"), Held::ByUs);
-    bench.store.commit(key("2"), body(), short).await.expect("done");
+    bench.store.commit(&[(key("2"), body())], short).await.expect("done");
     for id in ["1", "2"] {
         wait_until(LIMIT, "it is forgotten", async || {
             bench.claim(id, Owner::random()).await.expect("an answer") == Held::ByUs
@@ -119,7 +124,7 @@ async fn of_many_at_once_exactly_one_gets_the_claim() {
 async fn what_another_version_wrote_is_never_taken_for_accepted() {
     let server = RedisServer::start(&RedisConfig::default()).await;
     let bench = Bench::start(&format!("url = '{}'", server.url())).await;
-    bench.store.commit(key("1"), body(), WINDOW).await.expect("done");
+    bench.store.commit(&[(key("1"), body())], WINDOW).await.expect("done");
     let mut wire = server.wire().await;
     let name = wire.keys().await.remove(0);
     wire.done(&["SET", &name, "2X:some later form", "PX", "60000"]).await;

@@ -269,7 +269,7 @@ async fn a_cluster_that_lacks_a_node_is_done_without_and_comes_back() {
     let mut cluster = RedisCluster::start().await;
     let bench = Bench::start(&format!("url = '{}'\ntopology = 'cluster'", cluster.urls())).await;
     bench.wait_until_up().await;
-    bench.store.commit(key("1"), body(), WINDOW).await.expect("done");
+    bench.store.commit(&[(key("1"), body())], WINDOW).await.expect("done");
     cluster.nodes()[2].kill();
     wait_until(LIMIT, "it is missed", async || {
         for id in 0..20 {

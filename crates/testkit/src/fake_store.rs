@@ -12,7 +12,7 @@ use hookgate_core::{
     dedup::{ClaimStore, Held, Holder, Owner, StoreError, StoreReason},
     event::{EventKey, Fingerprint},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// What is wrong with a [`FakeStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Fault {
     LosesAnswers,
     /// It claims and releases, and cannot commit.
     CannotCommit,
+    /// It claims and releases; commits wait until nothing is wrong any more.
+    HoldsCommits,
 }
 
 /// A scriptable store. Replicas that are to share it get clones of one `Arc`.
@@ -79,6 +81,12 @@ impl FakeStore {
         self.locked().entries.len()
     }
 
+    /// How many it knows as accepted.
+    pub fn accepted(&self) -> usize {
+        let state = self.locked();
+        state.entries.values().filter(|(entry, _)| matches!(entry, Entry::Accepted(_))).count()
+    }
+
     /// Whether it knows nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -95,7 +103,7 @@ impl FakeStore {
             state.entries.retain(|_, (_, until)| *until > Instant::now());
         }
         match state.fault {
-            Fault::None => Ok(done(&mut state)),
+            Fault::None | Fault::HoldsCommits => Ok(done(&mut state)),
             Fault::CannotCommit if !commits => Ok(done(&mut state)),
             Fault::CannotCommit => Err(StoreError::new(StoreReason::ReadOnly)),
             Fault::Down => Err(StoreError::new(StoreReason::Disconnected)),
@@ -150,8 +158,21 @@ impl ClaimStore for FakeStore {
         })
     }
 
-    fn commit(&self, key: EventKey, body: Fingerprint, window: Duration) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move { self.operate(true, |state| state.put(key, Entry::Accepted(body), window)) })
+    fn commit<'a>(
+        &'a self,
+        accepted: &'a [(EventKey, Fingerprint)],
+        window: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            while self.locked().fault == Fault::HoldsCommits {
+                sleep(Duration::from_millis(1)).await;
+            }
+            self.operate(true, |state| {
+                for (key, body) in accepted {
+                    state.put(*key, Entry::Accepted(*body), window);
+                }
+            })
+        })
     }
 
     fn release(&self, key: EventKey, owner: Owner) -> BoxFuture<'_, Result<(), StoreError>> {

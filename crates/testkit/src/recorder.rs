@@ -103,7 +103,7 @@ impl fmt::Display for Line<'_> {
                 write!(f, "route_decided route={route} result={}", result.label())
             }
             Observation::DedupChecked { result } => write!(f, "dedup_checked result={}", result.label()),
-            Observation::DedupOperated { operation, elapsed: _, error } => {
+            Observation::DedupOperated { operation, events: _, elapsed: _, error } => {
                 let reason = error.map(|error| error.reason);
                 write!(f, "dedup_operated operation={} error={}", operation.label(), Or(reason))
             }

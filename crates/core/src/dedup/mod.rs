@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use self::shared::{Remote, SharedClaim};
 pub use self::{
     memory::Memory,
-    shared::{Releaser, Shared},
+    shared::{Settler, Shared},
     store::{ClaimStore, Held, Holder, Owner, StoreError, StoreReason},
 };
 use crate::{
@@ -196,14 +196,14 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// Remembers the event as accepted: at once in this process, where the twins that wait for it are woken, and then in the
-    /// shared store, which is waited for no longer than its time budget.
+    /// Remembers the event as accepted: at once in this process, where the twins that wait for it are woken, and soon in the
+    /// shared store. It waits only while that one has very many to be told of.
     ///
     /// # Panics
     /// When `handoff` is another event's.
     ///
     /// # Cancel safety
-    /// From its first poll on this process remembers; the shared store may not.
+    /// From its first poll on this process remembers; the shared store may not be told.
     pub async fn settle(mut self, handoff: &Handoff) -> Accepted {
         assert_eq!(handoff.event(), self.key, "a claim is settled by the handoff of its own event");
         if self.repeatable {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -41,8 +42,12 @@ const SIGHTINGS_MAX: usize = 10_000;
 /// How long a sighting is of use: longer than any lease that makes sense.
 const SIGHTING_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 
-/// Releases that wait for the releaser. What does not fit is left to its lease.
-const RELEASES_MAX: usize = 4096;
+/// Ends of claims that the store has not been told of. Past that, those that are accepted wait before they are answered, and
+/// the others are left to their leases.
+const ENDS_MAX: usize = 4096;
+
+/// Ends that the store is told of together. What comes meanwhile is told of next.
+const TOLD_TOGETHER: usize = 256;
 
 /// Claims in a store that all replicas share.
 pub struct Shared {
@@ -50,7 +55,16 @@ pub struct Shared {
     window: Duration,
     observer: Arc<dyn Observer>,
     sightings: Mutex<HashMap<EventKey, Sighting>>,
-    releases: mpsc::Sender<(EventKey, Owner)>,
+    ends: mpsc::Sender<(EventKey, End)>,
+}
+
+/// How a claim ended.
+#[derive(Clone, Copy)]
+enum End {
+    /// The event was accepted, with this body.
+    Accepted(Fingerprint),
+    /// It was not, and the claim was this owner's.
+    Released(Owner),
 }
 
 /// Somebody's claim, and since when we know of it.
@@ -74,11 +88,11 @@ pub(super) enum SharedClaim {
 }
 
 impl Shared {
-    /// Claims in `store`; accepted events are remembered for `window`. The releaser has to run for as long as this lives.
-    pub fn new(store: Arc<dyn ClaimStore>, window: Duration, observer: Arc<dyn Observer>) -> (Arc<Self>, Releaser) {
-        let (releases, queue) = mpsc::channel(RELEASES_MAX);
-        let shared = Arc::new(Self { store, window, observer, sightings: Mutex::default(), releases });
-        (Arc::clone(&shared), Releaser { shared, queue })
+    /// Claims in `store`; accepted events are remembered for `window`. The settler has to run for as long as this lives.
+    pub fn new(store: Arc<dyn ClaimStore>, window: Duration, observer: Arc<dyn Observer>) -> (Arc<Self>, Settler) {
+        let (ends, queue) = mpsc::channel(ENDS_MAX);
+        let shared = Arc::new(Self { store, window, observer, sightings: Mutex::default(), ends });
+        (Arc::clone(&shared), Settler { shared, queue })
     }
 
     /// Claims `key`. A twin that another replica publishes is waited for, but not past `deadline`.
@@ -88,7 +102,7 @@ impl Shared {
         loop {
             let lease = deadline.remaining() + LEASE_MARGIN;
             let (holder, asked_for) =
-                match self.timed(DedupOperation::Claim, self.store.claim(key, remote.owner, lease)).await {
+                match self.timed(DedupOperation::Claim, 1, self.store.claim(key, remote.owner, lease)).await {
                     Ok(Held::ByUs) => {
                         self.lose_sight(key);
                         return SharedClaim::Ours(remote);
@@ -103,7 +117,7 @@ impl Shared {
                 };
             if self.held_for(key, &holder) > asked_for {
                 let taken = self.store.take_over(key, &holder, remote.owner, lease);
-                match self.timed(DedupOperation::Claim, taken).await {
+                match self.timed(DedupOperation::Claim, 1, taken).await {
                     Ok(true) => {
                         self.lose_sight(key);
                         return SharedClaim::TakenOver(remote);
@@ -144,16 +158,17 @@ impl Shared {
         self.sightings.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
-    /// Tells the observer how long `done` took and how it ended.
+    /// Tells the observer how long `done` took, for so many events, and how it ended.
     async fn timed<T>(
         &self,
         operation: DedupOperation,
+        events: usize,
         done: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let outcome = done.await;
         let (elapsed, error) = (started.elapsed(), outcome.as_ref().err());
-        self.observer.observe(&Observation::DedupOperated { operation, elapsed, error });
+        self.observer.observe(&Observation::DedupOperated { operation, events, elapsed, error });
         outcome
     }
 }
@@ -168,12 +183,11 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Remembers the event as accepted. That it fails is no error to anybody but the operator: the event is delivered.
+    /// Has the event remembered as accepted, soon. That it fails is no error to anybody but the operator: the event is delivered.
     pub(super) async fn commit(mut self, body: Fingerprint) {
         self.held = false;
-        let shared = &self.shared;
-        let committed = shared.store.commit(self.key, body, shared.window);
-        let _ = shared.timed(DedupOperation::Commit, committed).await;
+        // After the settler's end there is nobody to be told.
+        let _ = self.shared.ends.send((self.key, End::Accepted(body))).await;
     }
 }
 
@@ -181,36 +195,49 @@ impl Drop for Remote {
     fn drop(&mut self) {
         if self.held {
             // `Drop` cannot wait. Where the queue is full or gone, the lease ends the claim.
-            let _ = self.shared.releases.try_send((self.key, self.owner));
+            let _ = self.shared.ends.try_send((self.key, End::Released(self.owner)));
         }
     }
 }
 
-/// Releases claims that were dropped.
-#[must_use = "claims are released only while it runs"]
-pub struct Releaser {
+/// Tells the store how claims ended.
+#[must_use = "the store learns how claims ended only while it runs"]
+pub struct Settler {
     shared: Arc<Shared>,
-    queue: mpsc::Receiver<(EventKey, Owner)>,
+    queue: mpsc::Receiver<(EventKey, End)>,
 }
 
-impl Releaser {
-    /// Releases until `stop`, and then what is queued.
+impl Settler {
+    /// Works until `stop`, and then off what is queued.
     pub async fn run(mut self, stop: CancellationToken) {
-        loop {
-            match stop.run_until_cancelled(self.queue.recv()).await {
-                Some(Some((key, owner))) => self.release(key, owner).await,
-                Some(None) => return,
-                None => break,
+        let mut ended = Vec::with_capacity(TOLD_TOGETHER);
+        while let Some(1..) = stop.run_until_cancelled(self.queue.recv_many(&mut ended, TOLD_TOGETHER)).await {
+            self.tell(&mut ended).await;
+        }
+        self.queue.close();
+        while self.queue.recv_many(&mut ended, TOLD_TOGETHER).await > 0 {
+            self.tell(&mut ended).await;
+        }
+    }
+
+    /// A commit or a release that fails is left to its lease.
+    async fn tell(&self, ended: &mut Vec<(EventKey, End)>) {
+        let shared = &*self.shared;
+        let (mut accepted, mut releases) = (Vec::with_capacity(ended.len()), Vec::new());
+        for (key, end) in ended.drain(..) {
+            match end {
+                End::Accepted(body) => accepted.push((key, body)),
+                End::Released(owner) => {
+                    releases.push(shared.timed(DedupOperation::Release, 1, shared.store.release(key, owner)));
+                }
             }
         }
-        while let Ok((key, owner)) = self.queue.try_recv() {
-            self.release(key, owner).await;
-        }
-    }
-
-    async fn release(&self, key: EventKey, owner: Owner) {
-        let released = self.shared.store.release(key, owner);
-        // One that fails is left to its lease.
-        let _ = self.shared.timed(DedupOperation::Release, released).await;
+        let commit = async {
+            if !accepted.is_empty() {
+                let committed = shared.store.commit(&accepted, shared.window);
+                let _ = shared.timed(DedupOperation::Commit, accepted.len(), committed).await;
+            }
+        };
+        tokio::join!(commit, join_all(releases));
     }
 }

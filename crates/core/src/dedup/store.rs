@@ -33,8 +33,13 @@ pub trait ClaimStore: Send + Sync + 'static {
         lease: Duration,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Remembers for `window` that the event was accepted, whoever holds its claim by now: it is true all the same.
-    fn commit(&self, key: EventKey, body: Fingerprint, window: Duration) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Remembers for `window` that these events were accepted, with these bodies, whoever holds their claims by now: it is true
+    /// all the same. With an error some of them may be remembered.
+    fn commit<'a>(
+        &'a self,
+        accepted: &'a [(EventKey, Fingerprint)],
+        window: Duration,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Forgets the claim, if it is still `owner`'s.
     fn release(&self, key: EventKey, owner: Owner) -> BoxFuture<'_, Result<(), StoreError>>;

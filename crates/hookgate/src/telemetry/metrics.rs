@@ -380,11 +380,13 @@ impl DedupStoreMetrics {
 
     fn observe(&self, observation: &Observation<'_>) {
         match observation {
-            Observation::DedupOperated { operation, elapsed, error } => {
+            Observation::DedupOperated { operation, events, elapsed, error } => {
                 self.seconds[operation.index()].record(*elapsed);
                 if let Some(error) = error {
                     self.errors[error.reason.index()].increment(1);
-                    self.commit_failures.increment(u64::from(*operation == DedupOperation::Commit));
+                    if *operation == DedupOperation::Commit {
+                        self.commit_failures.increment(*events as u64);
+                    }
                 }
             }
             Observation::DedupStoreUp => self.up.set(1.0),
@@ -724,7 +726,10 @@ fn describe() {
         "hookgate_event_end_to_end_seconds",
         "From an event's last byte to the last acknowledgement; by the spool, to that of one message.",
     );
-    seconds("hookgate_dedup_operation_duration_seconds", "One operation of the shared dedup store.");
+    seconds(
+        "hookgate_dedup_operation_duration_seconds",
+        "One operation of the shared dedup store; a commit is of many events.",
+    );
     seconds("hookgate_spool_fsync_duration_seconds", "One fsync of the spool, shared by all that wait for it.");
     seconds("hookgate_publish_duration_seconds", "One attempt to publish.");
     describe_histogram!("hookgate_http_request_body_bytes", Unit::Bytes, "Lengths of authenticated bodies.");
