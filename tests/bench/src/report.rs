@@ -180,6 +180,7 @@ const REFUSED: &str = "4. Wrong signature";
 const ROUTED: &str = "5. New, behind routes that do not match";
 const TO_RABBIT: &str = "6. New, deduplicated in Redis, published to RabbitMQ";
 const TO_KAFKA: &str = "7. New, deduplicated in Redis, published to Kafka";
+const ALONE: &str = "8. New, deduplicated in memory, published to JetStream";
 
 fn cases() -> Vec<Case> {
     let case = |path, system, kind| Case { path, detail: "", system, kind };
@@ -206,6 +207,7 @@ fn cases() -> Vec<Case> {
         case(TO_RABBIT, System::CompositeAmqp(Threads::Current), Kind::New),
         case(TO_RABBIT, System::CompositeAmqp(Threads::Two), Kind::New),
         case(TO_KAFKA, System::Hookgate(Setup::Brokers(Broker::Kafka)), Kind::New),
+        case(ALONE, System::Hookgate(Setup::Alone(Broker::JetStream)), Kind::New),
     ]
 }
 

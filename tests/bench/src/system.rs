@@ -71,6 +71,8 @@ pub(crate) enum Setup {
     Routes(usize, Rule),
     /// Everything to this broker, with deduplication shared in Redis.
     Brokers(Broker),
+    /// Everything to this broker, deduplicated by the process alone.
+    Alone(Broker),
 }
 
 /// The rule of a route that does not match.
@@ -126,7 +128,7 @@ impl System {
     /// The broker that it publishes to.
     pub(crate) fn broker(self) -> Option<Broker> {
         match self {
-            Self::Hookgate(Setup::Brokers(broker)) => Some(broker),
+            Self::Hookgate(Setup::Brokers(broker) | Setup::Alone(broker)) => Some(broker),
             Self::Composite(_) => Some(Broker::JetStream),
             Self::CompositeAmqp(_) => Some(Broker::RabbitMq),
             Self::Hookgate(_) | Self::Bare(_) => None,
@@ -205,7 +207,7 @@ fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, addresses: &Addr
             }
             config.push_str(to_stdout);
         }
-        Setup::Brokers(broker) => {
+        Setup::Brokers(broker) | Setup::Alone(broker) => {
             let Addresses { redis, nats, amqp, kafka } = addresses;
             let (sink, place) = match broker {
                 Broker::JetStream => (
@@ -217,10 +219,10 @@ fn config(setup: Setup, address: SocketAddr, admin: SocketAddr, addresses: &Addr
                 }
                 Broker::Kafka => (format!("type = \"kafka\"\nbrokers = [\"{kafka}\"]"), format!("topic = \"{TOPIC}\"")),
             };
-            config.push_str(&format!(
-                "[dedup.redis]\nurl = \"{redis}\"\n[sinks.out]\n{sink}\n\
-                 [[routes]]\nto = [{{ sink = \"out\", {place} }}]\n"
-            ));
+            if setup == Setup::Brokers(broker) {
+                config.push_str(&format!("[dedup.redis]\nurl = \"{redis}\"\n"));
+            }
+            config.push_str(&format!("[sinks.out]\n{sink}\n[[routes]]\nto = [{{ sink = \"out\", {place} }}]\n"));
         }
     }
     config
