@@ -31,4 +31,5 @@ mod spool;
 mod spooling;
 #[cfg(feature = "otlp")]
 mod traces;
+mod workers;
 mod world;

@@ -281,7 +281,13 @@ async fn flushed_or_evicting() {
         }
     }
     assert_eq!(pair.one.post(finished(10)).await.json()["outcome"], "delivered");
-    pair.redis.wire().await.done(&["FLUSHALL"]).await;
+    let mut wire = pair.redis.wire().await;
+    wait_until(LIMIT, "it is committed", async || {
+        let key = wire.keys().await.remove(0);
+        wire.text(&["GET", &key]).await.is_some_and(|value| value.starts_with("1C"))
+    })
+    .await;
+    wire.done(&["FLUSHALL"]).await;
     assert_eq!(pair.other.post(finished(10)).await.json()["outcome"], "delivered", "nobody can know");
     assert_eq!(pair.copies("openclaw", 10), 2);
 }

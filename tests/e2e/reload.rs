@@ -167,17 +167,18 @@ async fn a_sink_whose_table_is_the_same_keeps_its_connection_and_a_changed_one_g
     let server = broker().await;
     let proxy = FaultProxy::start(format!("127.0.0.1:{}", server.port())).await;
     let tables = format!("{OPENCLAW}{}", to_nats(&format!("nats://{}", proxy.address())));
-    let relay = Relay::start(&tables).await;
+    // Each worker has one of its own.
+    let relay = Relay::start_with(&tables, &[("HOOKGATE_SERVER__THREADS", "2")]).await;
     relay.wait_until_ready().await;
-    assert_eq!(proxy.connections_seen(), 1);
+    assert_eq!(proxy.connections_seen(), 2);
     relay.rewrite(&tables.replace("openclaw.{attr.job}", "openclaw.all"));
     assert_eq!(relay.reload().await.json()["changed"], true);
     assert_eq!(relay.post(finished(1)).await.status, 200);
-    assert_eq!(proxy.connections_seen(), 1);
+    assert_eq!(proxy.connections_seen(), 2);
     relay.rewrite(&tables.replace("stream = \"HOOKS\"", "stream = \"HOOKS\"\nmax_in_flight = 7"));
     assert_eq!(relay.reload().await.json()["changed"], true);
-    wait_until(LIMIT, "the new one is up and the old one is closed", async || {
-        proxy.connections_seen() == 2 && proxy.connections_live() == 1
+    wait_until(LIMIT, "the new ones are up and the old ones are closed", async || {
+        proxy.connections_seen() == 4 && proxy.connections_live() == 2
     })
     .await;
     assert_eq!(relay.post(finished(2)).await.json()["outcome"], "delivered");

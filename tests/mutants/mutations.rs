@@ -26,7 +26,7 @@ const MUTATIONS: &[Mutation] = &[
         mutated: "                    Ok(Held::ByUs) => {
                         if {on} {
                             remote.held = false;
-                            let _ = self.store.commit(&[(key, Fingerprint::from_bytes([0; 8]))], self.window).await;
+                            let _ = self.stores.here().commit(&[(key, Fingerprint::from_bytes([0; 8]))], self.window).await;
                         }
 ",
     },

@@ -36,3 +36,4 @@ pub mod source;
 pub mod spool;
 pub mod template;
 pub mod trace;
+pub mod worker;

@@ -43,9 +43,11 @@ impl Replica {
         let routes = json!([{ "to": [{ "sink": "first" }] }]);
         let mut pipeline = TestEvent::new("any").pipeline(std::slice::from_ref(&sink), &routes, &observer);
         let store = Arc::clone(store) as Arc<dyn ClaimStore>;
-        let (shared, settler) = Shared::new(store, Duration::from_secs(60 * 60), observer);
+        let (shared, settlers) = Shared::new(vec![store], Duration::from_secs(60 * 60), observer);
         pipeline.dedup.shared = Some(shared);
-        tokio::spawn(settler.run(CancellationToken::new()));
+        for settler in settlers {
+            tokio::spawn(settler.run(CancellationToken::new()));
+        }
         Self { pipeline: Arc::new(pipeline), sink, recorder }
     }
 
@@ -348,7 +350,7 @@ async fn the_store_is_told_of_what_is_queued_before_the_end() {
     let sink = FakeSink::new(SinkId::new(0, "first"));
     let routes = json!([{ "to": [{ "sink": "first" }] }]);
     let mut pipeline = event().pipeline(std::slice::from_ref(&sink), &routes, &observer);
-    let (shared, settler) = Shared::new(Arc::clone(&store) as _, LEASE, observer);
+    let (shared, settlers) = Shared::new(vec![Arc::clone(&store) as _], LEASE, observer);
     pipeline.dedup.shared = Some(shared);
     let pipeline = Arc::new(pipeline);
     let outcome = async |id| {
@@ -363,6 +365,8 @@ async fn the_store_is_told_of_what_is_queued_before_the_end() {
     assert_eq!((store.len(), store.accepted()), (4, 0));
     let stop = CancellationToken::new();
     stop.cancel();
-    settler.run(stop).await;
+    for settler in settlers {
+        settler.run(stop.clone()).await;
+    }
     assert_eq!((store.len(), store.accepted()), (1, 1));
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use hookgate_core::{
     config::Problem,
-    dedup::{Dedup, Memory, OnOutage, Settler, Shared},
+    dedup::{ClaimStore, Dedup, Memory, OnOutage, Settler, Shared},
     event::{SinkId, SourceId},
     observe::Observer,
     publisher::Publisher,
     route::{Ack, Names, Router, SinkDeclaration},
+    sink::Sink,
     source::{Source, Surroundings},
     trace::Spans,
+    worker::Each,
 };
 use hookgate_http::{Fetcher, ProxyProtocol, Tls};
 use hookgate_redis as redis;
@@ -21,6 +23,7 @@ use crate::{
     secrets::Secrets,
     sinks::SinkConfig,
     telemetry::TracesConfig,
+    workers::Workers,
 };
 
 /// The config as parts that are ready to be connected.
@@ -188,27 +191,45 @@ pub(crate) async fn connect_sink(
     id: &SinkId,
     table: &SinkConfig,
     secrets: &Secrets,
+    workers: &Workers,
     observer: &Arc<dyn Observer>,
 ) -> anyhow::Result<Arc<Publisher>> {
-    let sink = table.connect(id.clone(), &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await;
-    let sink = sink.with_context(|| format!("set up sinks.{id}"))?;
+    let connect = |observer| async {
+        let sink = table.connect(id.clone(), &mut |secret| secrets.resolve(secret), observer).await;
+        sink.with_context(|| format!("set up sinks.{id}"))
+    };
+    let sink = if workers.handles().len() == 1 || table.is_one_for_all_workers() {
+        connect(Arc::clone(observer)).await?
+    } else {
+        let mut each: Vec<Arc<dyn Sink>> = Vec::new();
+        for part in workers.parts(observer) {
+            each.push(part.set_up(connect(part.observer())).await?);
+        }
+        Arc::new(Each::new(each))
+    };
     Ok(Arc::new(Publisher::new(id.clone(), sink, table.max_in_flight(), Arc::clone(observer))))
 }
 
-/// Sets up what remembers accepted events. The settler, if there is one, has to run.
+/// Sets up what remembers accepted events. The settlers, if there are any, have to run, each on its worker.
 pub(crate) async fn connect_dedup(
     config: &DedupConfig,
     secrets: &Secrets,
+    workers: &Workers,
     observer: &Arc<dyn Observer>,
-) -> anyhow::Result<(Dedup, Option<Settler>)> {
-    let (shared, settler) = match &config.redis {
+) -> anyhow::Result<(Dedup, Vec<Settler>)> {
+    let (shared, settlers) = match &config.redis {
         Some(table) => {
-            let store = redis::connect(table, &mut |secret| secrets.resolve(secret), Arc::clone(observer)).await?;
-            let (shared, settler) = Shared::new(Arc::new(store), config.window, Arc::clone(observer));
-            (Some(shared), Some(settler))
+            let mut stores: Vec<Arc<dyn ClaimStore>> = Vec::new();
+            for part in workers.parts(observer) {
+                let mut resolve = |secret: &_| secrets.resolve(secret);
+                let connecting = redis::connect(table, &mut resolve, part.observer());
+                stores.push(Arc::new(part.set_up(connecting).await?));
+            }
+            let (shared, settlers) = Shared::new(stores, config.window, Arc::clone(observer));
+            (Some(shared), settlers)
         }
-        None => (None, None),
+        None => (None, Vec::new()),
     };
     let memory = Arc::new(Memory::new(config.window, config.memory_entries));
-    Ok((Dedup { memory, shared, observer: Arc::clone(observer) }, settler))
+    Ok((Dedup { memory, shared, observer: Arc::clone(observer) }, settlers))
 }

@@ -19,6 +19,7 @@ use crate::{
     run::{self, Failure},
     send::{self, Send},
     shelf, telemetry,
+    workers::runtime,
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -141,27 +142,14 @@ fn send(arguments: &Arguments, what: &Send) -> Result<ExitCode, Failure> {
 
 fn shelf(arguments: &Arguments, what: &shelf::Command, dead: bool) -> Result<ExitCode, Failure> {
     let config = load(arguments)?;
-    runtime(1)?.block_on(shelf::shelf(what, dead, &config, arguments.json))
-}
-
-/// With one thread everything runs on the main one: there a task that wakes another costs no switch of threads.
-fn runtime(threads: usize) -> io::Result<tokio::runtime::Runtime> {
-    let mut builder = match threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if threads == 1 {
-        // What other threads have done, a sink's say, ends events: it comes before what begins more of them.
-        builder.global_queue_interval(1);
-    }
-    builder.worker_threads(threads).enable_all().thread_name("hookgate").build()
+    runtime()?.block_on(shelf::shelf(what, dead, &config, arguments.json))
 }
 
 fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let (config, file) = (load(arguments)?, file(arguments).to_owned());
     let again = file.clone();
     let load = Arc::new(move || config::load(&again, std::env::vars()));
-    let runtime = runtime(config.server.threads())?;
+    let runtime = runtime()?;
     let ended = runtime.block_on(run::run(config, load, file));
     // What blocks a thread of the runtime still, a name that no server answers for, say, holds up no stop.
     runtime.shutdown_background();
@@ -171,7 +159,7 @@ fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let config = load(arguments)?;
-    let results = runtime(1)?.block_on(check::check(&config))?;
+    let results = runtime()?.block_on(check::check(&config))?;
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &results).map_err(io::Error::from)?;
@@ -186,7 +174,7 @@ fn check(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 fn health(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    runtime(1)?.block_on(health::health(&load(arguments)?))?;
+    runtime()?.block_on(health::health(&load(arguments)?))?;
     Ok(ExitCode::SUCCESS)
 }
 

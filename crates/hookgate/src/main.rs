@@ -14,6 +14,7 @@ mod shelf;
 mod sinks;
 mod spool;
 mod telemetry;
+mod workers;
 
 use std::process::ExitCode;
 

@@ -41,8 +41,10 @@ use crate::{
     config::{Config, Problems},
     run::{CLOSE_LIMIT, Failure},
     secrets::Secrets,
+    sinks::SinkConfig,
     spool::LocalSpool,
     telemetry::Telemetry,
+    workers::Workers,
 };
 
 /// How often key sets are looked at. Issuers publish a new key days before they use it.
@@ -65,6 +67,7 @@ const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// What outlasts every config.
 pub(crate) struct Fixed {
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) workers: Workers,
     pub(crate) secrets: Secrets,
     pub(crate) spool: Option<Arc<LocalSpool>>,
     pub(crate) dedup: Dedup,
@@ -125,7 +128,7 @@ impl Relay {
         let (mut publishers, observer) = (Vec::new(), fixed.observer());
         for id in ids.sinks() {
             let table = &config.sinks[id.name()];
-            publishers.push(Some(assemble::connect_sink(id, table, &fixed.secrets, &observer).await?));
+            publishers.push(Some(assemble::connect_sink(id, table, &fixed.secrets, &fixed.workers, &observer).await?));
         }
         let pipeline = fixed.pipeline(&config, router, publishers);
         let ingress = Ingress::new(Arc::clone(&pipeline), &sources, &config.server);
@@ -202,7 +205,7 @@ impl Relay {
                     held.push(id.to_string());
                     Arc::clone(publisher)
                 }
-                _ => match assemble::connect_sink(id, table, &self.fixed.secrets, &self.fixed.observer()).await {
+                _ => match self.connect(id, table).await {
                     Ok(publisher) => {
                         fresh.push(Arc::clone(&publisher));
                         publisher
@@ -218,6 +221,11 @@ impl Relay {
             publishers.push(Some(publisher));
         }
         Ok((publishers, held))
+    }
+
+    async fn connect(&self, id: &SinkId, table: &SinkConfig) -> anyhow::Result<Arc<Publisher>> {
+        let Fixed { secrets, workers, .. } = &self.fixed;
+        assemble::connect_sink(id, table, secrets, workers, &self.fixed.observer()).await
     }
 
     /// The publisher of `id` in the config that is served.

@@ -31,6 +31,7 @@ use crate::{
     secrets::Secrets,
     spool::LocalSpool,
     telemetry::{self, Telemetry, millis},
+    workers::Workers,
 };
 
 /// Why a command could not do its work.
@@ -92,12 +93,15 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
     let public = public.with_leaving(Arc::clone(&stops.leaving));
     let spool = open_spool(&config, &observer).await?;
-    let (dedup, settler) = assemble::connect_dedup(&config.dedup, &secrets, &observer).await?;
+    let workers = Workers::start(config.server.threads()).context("start the threads of server.threads")?;
+    let handles = workers.handles().to_vec();
+    let (dedup, settlers) = assemble::connect_dedup(&config.dedup, &secrets, &workers, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
     let (background, drains) = (TaskTracker::new(), TaskTracker::new());
     let fixed = Fixed {
         telemetry: Arc::clone(&telemetry),
+        workers,
         secrets: secrets.clone(),
         spool: spool.clone(),
         dedup,
@@ -115,15 +119,18 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
-    background.spawn(keep_a_timer_near(Arc::clone(&telemetry), stops.background.clone()));
-    background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
-    if let Some(settler) = settler {
-        background.spawn(settler.run(stops.background.clone()));
+    for worker in &handles {
+        background.spawn_on(keep_a_timer_near(Arc::clone(&telemetry), stops.background.clone()), worker);
     }
+    for (settler, worker) in settlers.into_iter().zip(&handles) {
+        background.spawn_on(settler.run(stops.background.clone()), worker);
+    }
+    background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
     let admin_address = admin.local_addr().context("read the admin port")?;
     let admin_routes = admin::service(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
     let address = public.local_addr().context("read the public port")?;
+    let public = public.with_workers(handles);
     let public =
         tokio::spawn(public.serve(relay.ingress().service(), stops.public.clone(), stops.public_abort.clone()));
     let (reloads, requests) = mpsc::channel(1);

@@ -132,6 +132,11 @@ impl SinkConfig {
         }
     }
 
+    /// Whether it has a thread of its own through which all that is published goes.
+    pub(crate) fn is_one_for_all_workers(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Stdout(_))
+    }
+
     /// Whether it needs something that a process can have but once, and that the sink of `before` has.
     pub(crate) fn is_held_by(&self, before: &Self) -> bool {
         matches!((self, before), (Self::File(now), Self::File(before)) if now.dir == before.dir)

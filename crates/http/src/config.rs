@@ -76,9 +76,8 @@ pub struct ServerConfig {
     /// Refusals (4xx) that are told at once; beyond that each waits for some 100 ms, so that whoever sends wrong signatures as fast
     /// as they are refused does not keep the processor from the events of others. Default: `"1000/s"`.
     pub prompt_refusals: Rate,
-    /// Threads that events are worked on by. One serves tens of thousands of events a second, and an event costs it the least
-    /// CPU: several wake one another. More of them do more in all, and a long body keeps nobody waiting. Default: one for each
-    /// core that the process may use.
+    /// Threads that events are worked on by. Each has connections of its own to brokers and Redis, and serves tens of thousands of
+    /// events a second; a sender's connection stays with one. Default: one for each core that the process may use, four at most.
     #[serde(default, deserialize_with = "config::optional_count", skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.
@@ -119,8 +118,10 @@ impl Default for ServerConfig {
 impl ServerConfig {
     /// Threads that events are worked on by.
     pub fn threads(&self) -> usize {
+        /// More have to be asked for.
+        const UNASKED_MAX: usize = 4;
         // Of what the scheduler and the control group leave to the process.
-        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
+        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get).min(UNASKED_MAX))
     }
 
     /// What the schemes of the sources need to know of this server.

@@ -23,7 +23,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{sync::Notify, task::yield_now};
 
-/// What connections have of each round, for each thread, while some of them have much less to send than others: the shorter, the
+/// What connections have of each round while some of them have much less to send than others: the shorter, the
 /// sooner those have their answers.
 const SHORT_ROUND: Duration = Duration::from_micros(50);
 
@@ -49,10 +49,9 @@ const TOGETHER_MAX: u64 = 64;
 /// Averages are over some so many turns.
 const AVERAGED: u64 = 16;
 
-/// Shares the time of the runtime's threads out.
+/// Shares the time of a runtime with one thread out.
 pub(crate) struct Pace {
     begun: Instant,
-    threads: u64,
     /// What connections may have of this round, and what they have had, in nanoseconds.
     round: AtomicU64,
     spent: AtomicU64,
@@ -154,13 +153,10 @@ impl Customer {
 }
 
 impl Pace {
-    /// For a runtime with so many threads.
-    pub(crate) fn new(threads: usize) -> Arc<Self> {
-        let threads = threads as u64;
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
-            threads,
-            round: AtomicU64::new(threads * nanos(LONG_ROUND)),
+            round: AtomicU64::new(nanos(LONG_ROUND)),
             spent: AtomicU64::new(0),
             usual: AtomicU64::new(nanos(SHORT_ROUND)),
             class: AtomicU64::new(0),
@@ -198,7 +194,7 @@ impl Pace {
         let class = class as u64;
         if (class + MUCH_LESS) * AVERAGED <= self.class.load(Ordering::Relaxed) {
             self.short_until.store(self.half_life(now) + 1, Ordering::Relaxed);
-            self.round.store(self.threads * nanos(SHORT_ROUND), Ordering::Relaxed);
+            self.round.store(nanos(SHORT_ROUND), Ordering::Relaxed);
         }
         average(&self.class, class);
     }
@@ -217,7 +213,7 @@ impl Pace {
     /// Gives a turn to as many as there is time for, and says whether somebody waits on.
     fn begin_round(&self, now: Instant) -> bool {
         let is_short = self.half_life(now) <= self.short_until.load(Ordering::Relaxed);
-        let round = self.threads * nanos(if is_short { SHORT_ROUND } else { LONG_ROUND });
+        let round = nanos(if is_short { SHORT_ROUND } else { LONG_ROUND });
         let turns = (round / self.usual.load(Ordering::Relaxed).max(1)).clamp(1, TOGETHER_MAX);
         let mut waiting = self.waiting();
         let Waiting { classes, count, .. } = &mut *waiting;
@@ -233,7 +229,7 @@ impl Pace {
         let somebody_waits = *count > 0;
         self.round.store(round, Ordering::Relaxed);
         // Who comes now is not to overtake those who wait.
-        self.spent.store(if somebody_waits { self.threads * nanos(LONG_ROUND) } else { 0 }, Ordering::Relaxed);
+        self.spent.store(if somebody_waits { nanos(LONG_ROUND) } else { 0 }, Ordering::Relaxed);
         somebody_waits
     }
 
@@ -285,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_have_had_least_go_first_and_nobody_waits_for_ever() {
-        let pace = Pace::new(1);
+        let pace = Pace::new();
         one_at_a_time(&pace);
         let mut most = waiting(&pace, Duration::from_millis(50)).await;
         let mut more = waiting(&pace, Duration::from_millis(5)).await;
@@ -313,21 +309,21 @@ mod tests {
 
     #[test]
     fn rounds_are_short_while_there_is_somebody_to_be_spared() {
-        let pace = Pace::new(2);
+        let pace = Pace::new();
         let round = || Duration::from_nanos(pace.round.load(Ordering::Relaxed));
         let now = Instant::now();
         (0..1000).for_each(|number| pace.note(10 + number % 2, now));
-        assert_eq!(round(), 2 * LONG_ROUND, "all are alike");
+        assert_eq!(round(), LONG_ROUND, "all are alike");
         pace.note(3, now);
         pace.begin_round(now);
-        assert_eq!(round(), 2 * SHORT_ROUND);
+        assert_eq!(round(), SHORT_ROUND);
         pace.begin_round(now + 2 * HALF_LIFE);
-        assert_eq!(round(), 2 * LONG_ROUND, "there is nobody any more");
+        assert_eq!(round(), LONG_ROUND, "there is nobody any more");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn everybody_gets_to_the_end() {
-        let pace = Pace::new(4);
+        let pace = Pace::new();
         let keeper = tokio::spawn(Arc::clone(&pace).keep());
         let connections = (0..100_u64).map(|number| {
             let customer = pace.newcomer();

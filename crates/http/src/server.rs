@@ -111,6 +111,7 @@ pub struct Server {
     proxy_protocol: ProxyProtocol,
     tls: Option<Tls>,
     leaving: Arc<AtomicBool>,
+    workers: Vec<Handle>,
     observer: Arc<dyn Observer>,
 }
 
@@ -125,8 +126,8 @@ impl Server {
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
-        let (proxy_protocol, leaving) = (ProxyProtocol::default(), Arc::default());
-        Ok(Self { listener, limits, proxy_protocol, tls: None, leaving, observer })
+        let (proxy_protocol, leaving, workers) = (ProxyProtocol::default(), Arc::default(), vec![Handle::current()]);
+        Ok(Self { listener, limits, proxy_protocol, tls: None, leaving, workers, observer })
     }
 
     /// The same port, where each answer of HTTP/1 is the last of its connection once `leaving` says so: whoever keeps connections
@@ -134,6 +135,13 @@ impl Server {
     #[must_use]
     pub fn with_leaving(self, leaving: Arc<AtomicBool>) -> Self {
         Self { leaving, ..self }
+    }
+
+    /// The same port, whose connections are shared out to these runtimes, of which the first is the one that it is served on. A
+    /// connection stays where it is; the next one goes where there are fewest.
+    #[must_use]
+    pub fn with_workers(self, workers: Vec<Handle>) -> Self {
+        Self { workers, ..self }
     }
 
     /// The same port, where the connections that `proxy_protocol` says begin with a header.
@@ -159,11 +167,11 @@ impl Server {
     /// Has `service` answer until `stop`; then closes the port, lets requests in flight finish, and closes idle connections.
     /// What is left at `abort` is cut.
     pub async fn serve(self, service: impl Answers, stop: CancellationToken, abort: CancellationToken) {
-        let Self { listener, limits, proxy_protocol, tls, leaving, observer } = self;
+        let Self { listener, limits, proxy_protocol, tls, leaving, workers, observer } = self;
         let places = Places::new(limits.connections);
         let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
-        let pace = Pace::new(Handle::current().metrics().num_workers());
-        let _keeper = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&pace).keep()));
+        let workers: Vec<Worker> = workers.into_iter().map(Worker::new).collect();
+        let here = &workers[0];
         let builder = connection_builder(&limits);
         let begin = |place: Place, stream: TcpStream, address: SocketAddr| {
             let (guard, place) = (Open::new(&observer), Arc::new(place));
@@ -178,25 +186,38 @@ impl Server {
                 place: Arc::clone(&place),
                 observer: Arc::clone(&observer),
             };
-            let connection = Box::pin(connection.serve(stream, tls.clone(), stop.clone()));
-            let (abort, customer) = (abort.clone(), pace.newcomer());
-            connections.spawn(async move {
+            let worker = workers.iter().min_by_key(|worker| Arc::strong_count(&worker.pace)).unwrap_or(here);
+            let (tls, stop, abort, customer) = (tls.clone(), stop.clone(), abort.clone(), worker.pace.newcomer());
+            let serve = async move |stream| {
+                let connection = Box::pin(connection.serve(stream, tls, stop));
                 tokio::select! {
                     () = customer.run(connection, || place.only_finishes()) => {}
                     () = place.taken_away() => {}
                     () = abort.cancelled() => {}
                 }
                 drop((guard, place));
-            });
+            };
+            if std::ptr::eq(worker, here) {
+                connections.spawn(serve(stream));
+                return;
+            }
+            // What tells of the stream has to be that runtime's.
+            let Ok(stream) = stream.into_std() else { return };
+            let moved = async move {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    serve(stream).await;
+                }
+            };
+            connections.spawn_on(moved, &worker.handle);
         };
         // The one that came last, while there is no place for it. The others wait in the backlog and cost nothing.
         let mut waiting = None;
-        let (mut accepting, mut together) = (pace.newcomer(), 0);
+        let (mut accepting, mut together) = (here.pace.newcomer(), 0);
         loop {
             if let Some((stream, address)) = waiting.take() {
                 let place = async {
                     if together == 0 {
-                        (accepting, together) = (pace.newcomer(), ACCEPTED_TOGETHER);
+                        (accepting, together) = (here.pace.newcomer(), ACCEPTED_TOGETHER);
                         accepting.turn().await;
                     }
                     places.take().await
@@ -270,6 +291,22 @@ fn connection_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.header_timeout);
     builder
+}
+
+/// A runtime with its share of the connections.
+struct Worker {
+    handle: Handle,
+    /// Of those that it serves each has one.
+    pace: Arc<Pace>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+impl Worker {
+    fn new(handle: Handle) -> Self {
+        let pace = Pace::new();
+        let keeper = AbortOnDropHandle::new(handle.spawn(Arc::clone(&pace).keep()));
+        Self { handle, pace, _keeper: keeper }
+    }
 }
 
 /// One connection and what it is served with.

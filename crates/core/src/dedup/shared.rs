@@ -22,6 +22,7 @@ use crate::{
     event::{EventKey, Fingerprint},
     limits::Deadline,
     observe::{DedupOperation, Observation, Observer},
+    worker::Each,
 };
 
 /// How much longer than the event's own deadline a claim lasts. Long enough for what its owner does after the deadline;
@@ -51,11 +52,11 @@ const TOLD_TOGETHER: usize = 256;
 
 /// Claims in a store that all replicas share.
 pub struct Shared {
-    store: Arc<dyn ClaimStore>,
+    stores: Each<Arc<dyn ClaimStore>>,
     window: Duration,
     observer: Arc<dyn Observer>,
     sightings: Mutex<HashMap<EventKey, Sighting>>,
-    ends: mpsc::Sender<(EventKey, End)>,
+    ends: Each<mpsc::Sender<(EventKey, End)>>,
 }
 
 /// How a claim ended.
@@ -88,11 +89,18 @@ pub(super) enum SharedClaim {
 }
 
 impl Shared {
-    /// Claims in `store`; accepted events are remembered for `window`. The settler has to run for as long as this lives.
-    pub fn new(store: Arc<dyn ClaimStore>, window: Duration, observer: Arc<dyn Observer>) -> (Arc<Self>, Settler) {
-        let (ends, queue) = mpsc::channel(ENDS_MAX);
-        let shared = Arc::new(Self { store, window, observer, sightings: Mutex::default(), ends });
-        (Arc::clone(&shared), Settler { shared, queue })
+    /// Claims in `stores`, which are each worker's way to one and the same; accepted events are remembered for `window`. The
+    /// settlers have to run for as long as this lives, each on its worker.
+    pub fn new(
+        stores: Vec<Arc<dyn ClaimStore>>,
+        window: Duration,
+        observer: Arc<dyn Observer>,
+    ) -> (Arc<Self>, Vec<Settler>) {
+        let (ends, queues): (Vec<_>, Vec<_>) = stores.iter().map(|_| mpsc::channel(ENDS_MAX)).unzip();
+        let (stores, ends) = (Each::new(stores), Each::new(ends));
+        let shared = Arc::new(Self { stores, window, observer, sightings: Mutex::default(), ends });
+        let settlers = queues.into_iter().map(|queue| Settler { shared: Arc::clone(&shared), queue });
+        (Arc::clone(&shared), settlers.collect())
     }
 
     /// Claims `key`. A twin that another replica publishes is waited for, but not past `deadline`.
@@ -102,7 +110,7 @@ impl Shared {
         loop {
             let lease = deadline.remaining() + LEASE_MARGIN;
             let (holder, asked_for) =
-                match self.timed(DedupOperation::Claim, 1, self.store.claim(key, remote.owner, lease)).await {
+                match self.timed(DedupOperation::Claim, 1, self.stores.here().claim(key, remote.owner, lease)).await {
                     Ok(Held::ByUs) => {
                         self.lose_sight(key);
                         return SharedClaim::Ours(remote);
@@ -116,7 +124,7 @@ impl Shared {
                     Err(_) => return SharedClaim::Unknown(remote),
                 };
             if self.held_for(key, &holder) > asked_for {
-                let taken = self.store.take_over(key, &holder, remote.owner, lease);
+                let taken = self.stores.here().take_over(key, &holder, remote.owner, lease);
                 match self.timed(DedupOperation::Claim, 1, taken).await {
                     Ok(true) => {
                         self.lose_sight(key);
@@ -187,7 +195,7 @@ impl Remote {
     pub(super) async fn commit(mut self, body: Fingerprint) {
         self.held = false;
         // After the settler's end there is nobody to be told.
-        let _ = self.shared.ends.send((self.key, End::Accepted(body))).await;
+        let _ = self.shared.ends.here().send((self.key, End::Accepted(body))).await;
     }
 }
 
@@ -195,7 +203,7 @@ impl Drop for Remote {
     fn drop(&mut self) {
         if self.held {
             // `Drop` cannot wait. Where the queue is full or gone, the lease ends the claim.
-            let _ = self.shared.ends.try_send((self.key, End::Released(self.owner)));
+            let _ = self.shared.ends.here().try_send((self.key, End::Released(self.owner)));
         }
     }
 }
@@ -228,13 +236,13 @@ impl Settler {
             match end {
                 End::Accepted(body) => accepted.push((key, body)),
                 End::Released(owner) => {
-                    releases.push(shared.timed(DedupOperation::Release, 1, shared.store.release(key, owner)));
+                    releases.push(shared.timed(DedupOperation::Release, 1, shared.stores.here().release(key, owner)));
                 }
             }
         }
         let commit = async {
             if !accepted.is_empty() {
-                let committed = shared.store.commit(&accepted, shared.window);
+                let committed = shared.stores.here().commit(&accepted, shared.window);
                 let _ = shared.timed(DedupOperation::Commit, accepted.len(), committed).await;
             }
         };
