@@ -129,9 +129,9 @@ async fn crash_at(point: Point, broker: Broker, program: Program) -> Row {
         }
         Point::AfterCommit => {
             to_broker.set_mode(ProxyMode::Pass).await;
-            wait_until(LIMIT, "it is committed", async || {
+            wait_until(LIMIT, "it is committed and answered", async || {
                 let key = wire.keys().await.remove(0);
-                wire.text(&["GET", &key]).await.is_some_and(|value| value.starts_with("1C"))
+                wire.text(&["GET", &key]).await.is_some_and(|value| value.starts_with("1C")) && first.is_finished()
             })
             .await;
         }

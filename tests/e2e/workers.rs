@@ -84,3 +84,24 @@ async fn an_outage_is_told_once_and_ends_with_the_last_connection() {
     assert_eq!((told("sink is up"), told("dedup store is up")), (2, 2));
     assert_eq!(relay.post(finished(1)).await.json()["outcome"], "delivered");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_the_broker_has_no_room_for_publishes_over_anothers_connection() {
+    let extra = "max_connections: 2".to_owned();
+    let nats = NatsServer::start(NatsConfig { extra, ..NatsConfig::default() }).await;
+    create_stream(&nats).await;
+    let tables = format!("{OPENCLAW}{}", to_nats(&nats.url()));
+    let relay = Relay::start_with(&tables, &THREADS).await;
+    let connected = async || relay.log().contains("maximum connections exceeded");
+    wait_until(LIMIT, "one is shut out", connected).await;
+    // Kept, so that each worker has some.
+    let mut senders = Vec::new();
+    for number in 0..12 {
+        let mut sender = Connection::open(relay.address()).await.expect("a connection");
+        let answer = sender.request(&post(finished(number)), LIMIT).await.expect("an answer");
+        assert_eq!(answer.json()["outcome"], "delivered", "{}", answer.text());
+        senders.push(sender);
+    }
+    drop((senders, relay));
+    wait_until(LIMIT, "all are stored", async || nats.wire().await.read_stream("HOOKS").await.len() == 12).await;
+}

@@ -328,7 +328,7 @@ async fn commits_are_told_together_while_one_is_on_its_way() {
 #[tokio::test(start_paused = true)]
 async fn where_too_many_commits_wait_so_do_answers_and_none_is_forgotten() {
     /// More than may wait, and are on their way.
-    const EVENTS: usize = 4096 + 256 + 100;
+    const EVENTS: usize = 4096 + 1024 + 100;
     let (store, one, _) = replicas();
     store.suffer(Fault::HoldsCommits);
     let running: Vec<_> = (0..EVENTS).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
@@ -341,6 +341,23 @@ async fn where_too_many_commits_wait_so_do_answers_and_none_is_forgotten() {
         assert_eq!(event.await.expect("no panic"), Ok(AcceptedAs::Delivered));
     }
     wait_until(LIMIT, "all are known", async || store.accepted() == EVENTS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_do_not_wait_for_long_where_too_many_commits_do() {
+    const EVENTS: usize = 4096 + 1024 + 100;
+    let (store, one, _) = replicas();
+    store.suffer(Fault::HoldsCommits);
+    let begun = tokio::time::Instant::now();
+    let running: Vec<_> = (0..EVENTS).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
+    for event in running {
+        assert_eq!(event.await.expect("no panic"), Ok(AcceptedAs::Delivered));
+    }
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    let given_up = one.recorder.count("dedup_operated operation=commit error=timeout");
+    assert!((50..=EVENTS - 4096).contains(&given_up), "{given_up}");
+    store.suffer(Fault::None);
+    wait_until(LIMIT, "the others are known", async || store.accepted() == EVENTS - given_up).await;
 }
 
 #[tokio::test(start_paused = true)]

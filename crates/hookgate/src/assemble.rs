@@ -10,7 +10,6 @@ use hookgate_core::{
     observe::Observer,
     publisher::Publisher,
     route::{Ack, Names, Router, SinkDeclaration},
-    sink::Sink,
     source::{Source, Surroundings},
     trace::Spans,
     worker::Each,
@@ -201,10 +200,7 @@ pub(crate) async fn connect_sink(
     let sink = if workers.handles().len() == 1 || table.is_one_for_all_workers() {
         connect(Arc::clone(observer)).await?
     } else {
-        let mut each: Vec<Arc<dyn Sink>> = Vec::new();
-        for part in workers.parts(observer) {
-            each.push(part.set_up(connect(part.observer())).await?);
-        }
+        let each = workers.set_up(observer, connect).await?;
         Arc::new(Each::new(each))
     };
     Ok(Arc::new(Publisher::new(id.clone(), sink, table.max_in_flight(), Arc::clone(observer))))
@@ -219,12 +215,11 @@ pub(crate) async fn connect_dedup(
 ) -> anyhow::Result<(Dedup, Vec<Settler>)> {
     let (shared, settlers) = match &config.redis {
         Some(table) => {
-            let mut stores: Vec<Arc<dyn ClaimStore>> = Vec::new();
-            for part in workers.parts(observer) {
-                let mut resolve = |secret: &_| secrets.resolve(secret);
-                let connecting = redis::connect(table, &mut resolve, part.observer());
-                stores.push(Arc::new(part.set_up(connecting).await?));
-            }
+            let connect = |observer| async {
+                let store = redis::connect(table, &mut |secret| secrets.resolve(secret), observer).await?;
+                anyhow::Ok(Arc::new(store) as Arc<dyn ClaimStore>)
+            };
+            let stores = workers.set_up(observer, connect).await?;
             let (shared, settlers) = Shared::new(stores, config.window, Arc::clone(observer));
             (Some(shared), settlers)
         }

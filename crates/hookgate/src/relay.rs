@@ -67,7 +67,7 @@ const RETIRE_INTERVAL: Duration = Duration::from_millis(250);
 /// What outlasts every config.
 pub(crate) struct Fixed {
     pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) workers: Workers,
+    pub(crate) workers: Arc<Workers>,
     pub(crate) secrets: Secrets,
     pub(crate) spool: Option<Arc<LocalSpool>>,
     pub(crate) dedup: Dedup,

@@ -74,7 +74,8 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     telemetry::start_log(&config.log);
     let (ids, secrets) = (Ids::of(&config), Secrets::default());
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
-    let telemetry = Telemetry::new(config.dedup.redis.is_some(), &config.log, config.audit.as_ref())
+    let (shares_dedup, workers) = (config.dedup.redis.is_some(), config.server.threads());
+    let telemetry = Telemetry::new(shares_dedup, workers, &config.log, config.audit.as_ref())
         .context("begin the audit trail in the directory that audit.dir names")?;
     #[cfg(feature = "otlp")]
     if let Some(traces) = &config.traces {
@@ -93,15 +94,16 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
     let public = public.with_leaving(Arc::clone(&stops.leaving));
     let spool = open_spool(&config, &observer).await?;
+    // Held here to the end: what else has them may end before.
     let workers = Workers::start(config.server.threads()).context("start the threads of server.threads")?;
-    let handles = workers.handles().to_vec();
+    let workers = Arc::new(workers);
     let (dedup, settlers) = assemble::connect_dedup(&config.dedup, &secrets, &workers, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
     let (background, drains) = (TaskTracker::new(), TaskTracker::new());
     let fixed = Fixed {
         telemetry: Arc::clone(&telemetry),
-        workers,
+        workers: Arc::clone(&workers),
         secrets: secrets.clone(),
         spool: spool.clone(),
         dedup,
@@ -119,10 +121,10 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let relay = Relay::start(config, ids, parts, fixed).await?;
     background.spawn(secrets.keep_fresh(Arc::clone(&observer), stops.background.clone()));
     background.spawn(Arc::clone(&telemetry).keep_up(stops.background.clone()));
-    for worker in &handles {
-        background.spawn_on(keep_a_timer_near(Arc::clone(&telemetry), stops.background.clone()), worker);
+    for (number, worker) in workers.handles().iter().enumerate() {
+        background.spawn_on(keep_a_timer_near(number, Arc::clone(&telemetry), stops.background.clone()), worker);
     }
-    for (settler, worker) in settlers.into_iter().zip(&handles) {
+    for (settler, worker) in settlers.into_iter().zip(workers.handles()) {
         background.spawn_on(settler.run(stops.background.clone()), worker);
     }
     background.spawn(keep_certificates(tls, Arc::clone(&observer), stops.background.clone()));
@@ -130,7 +132,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let admin_routes = admin::service(Arc::clone(&telemetry) as _);
     let admin = tokio::spawn(admin.serve(admin_routes, stops.admin.clone(), stops.admin_abort.clone()));
     let address = public.local_addr().context("read the public port")?;
-    let public = public.with_workers(handles);
+    let public = public.with_workers(workers.handles().to_vec());
     let public =
         tokio::spawn(public.serve(relay.ingress().service(), stops.public.clone(), stops.public_abort.clone()));
     let (reloads, requests) = mpsc::channel(1);
@@ -179,13 +181,13 @@ async fn open_spool(config: &Config, observer: &Arc<dyn Observer>) -> anyhow::Re
 
 /// Keeps a timer that is due before any of an event's. tokio wakes its own driver, by a system call, for every timer that is
 /// due before all that there were when it last slept: without this one that is more than once for each event. How late it is
-/// tells how busy the runtime is.
-async fn keep_a_timer_near(telemetry: Arc<Telemetry>, stop: CancellationToken) {
+/// tells how busy the runtime of `worker` is, and that it comes at all, that it is alive.
+async fn keep_a_timer_near(worker: usize, telemetry: Arc<Telemetry>, stop: CancellationToken) {
     /// Less than the time that Redis is given for one operation.
     const NEAR: Duration = Duration::from_millis(100);
     let mut due = Instant::now() + NEAR;
     while stop.run_until_cancelled(sleep_until(due)).await.is_some() {
-        telemetry.runtime_lag(due.elapsed());
+        telemetry.runtime_lag(worker, due.elapsed());
         due = Instant::now() + NEAR;
     }
 }

@@ -132,9 +132,15 @@ impl SinkConfig {
         }
     }
 
-    /// Whether it has a thread of its own through which all that is published goes.
+    /// Whether workers share it: it has threads of its own through which all that is published goes, and what they are given stays
+    /// in its order.
     pub(crate) fn is_one_for_all_workers(&self) -> bool {
-        matches!(self, Self::File(_) | Self::Stdout(_))
+        match self {
+            Self::File(_) | Self::Stdout(_) => true,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => true,
+            Self::Amqp(_) | Self::Nats(_) => false,
+        }
     }
 
     /// Whether it needs something that a process can have but once, and that the sink of `before` has.

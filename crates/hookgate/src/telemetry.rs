@@ -56,11 +56,16 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    /// `shares_dedup` says whether there is a dedup store besides the memory.
+    /// `shares_dedup` says whether there is a dedup store besides the memory, and `workers` how many tell of their lag.
     ///
     /// # Errors
     /// When the audit trail cannot be written.
-    pub(crate) fn new(shares_dedup: bool, log: &LogConfig, audit: Option<&AuditConfig>) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(
+        shares_dedup: bool,
+        workers: usize,
+        log: &LogConfig,
+        audit: Option<&AuditConfig>,
+    ) -> io::Result<Arc<Self>> {
         let metrics = Metrics::new(shares_dedup);
         let audit = audit.map(|config| Audit::start(config, metrics.audit_failures())).transpose()?;
         Ok(Arc::new(Self {
@@ -69,7 +74,7 @@ impl Telemetry {
             audit,
             #[cfg(feature = "otlp")]
             export: OnceLock::new(),
-            health: Health::new(shares_dedup),
+            health: Health::new(shares_dedup, workers),
             memory: OnceLock::new(),
             spool: OnceLock::new(),
             reloads: OnceLock::new(),
@@ -135,7 +140,8 @@ impl Telemetry {
     }
 
     /// A timer was late by this much.
-    pub(crate) fn runtime_lag(&self, lag: Duration) {
+    pub(crate) fn runtime_lag(&self, worker: usize, lag: Duration) {
+        self.health.tick(worker);
         self.metrics.runtime_lag(lag);
     }
 
@@ -154,10 +160,11 @@ impl Telemetry {
         let _closed = tokio::task::spawn_blocking(close).await;
     }
 
-    /// Keeps the metrics small and the watchdog alive until `stop`.
+    /// Keeps the metrics small until `stop`.
     pub(crate) async fn keep_up(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(health::TICK)).await.is_some() {
-            self.health.tick();
+        /// Long enough to cost little.
+        const INTERVAL: Duration = Duration::from_secs(1);
+        while stop.run_until_cancelled(tokio::time::sleep(INTERVAL)).await.is_some() {
             // Until its histogram is folded every sample is kept, megabytes a second where there is much to do; and the more there are,
             // the longer the processor is taken from others.
             let telemetry = Arc::clone(&self);

@@ -6,13 +6,14 @@
 
 use std::{
     future::{Future, poll_fn},
-    io, mem,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    io,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
 
+use futures_util::future::join_all;
 use hookgate_core::{
+    event::SinkId,
     observe::{Observation, Observer},
     worker,
 };
@@ -64,97 +65,118 @@ impl Workers {
         &self.handles
     }
 
-    /// For each of them what sets up its part of something; what becomes of the parts is told to `observer` as of one thing.
-    pub(crate) fn parts(&self, observer: &Arc<dyn Observer>) -> impl Iterator<Item = Part> {
-        let parts = Arc::new(Parts::new(self.handles.len()));
-        self.handles.iter().enumerate().map(move |(number, handle)| Part {
-            handle: handle.clone(),
-            observer: match &*self.handles {
-                [_] => Arc::clone(observer),
-                _ => Arc::new(PartObserver { number, parts: Arc::clone(&parts), observer: Arc::clone(observer) }),
-            },
-        })
+    /// Sets something up for each of them, all at once: what is started by that, tasks, timers and sockets, is that worker's. What
+    /// becomes of the parts is told to `observer` as of one thing.
+    ///
+    /// # Errors
+    /// The first of `set_up`.
+    pub(crate) async fn set_up<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        observer: &Arc<dyn Observer>,
+        set_up: impl Fn(Arc<dyn Observer>) -> F,
+    ) -> Result<Vec<T>, E> {
+        let whole = Arc::new(Mutex::new(Whole::new(self.handles.len())));
+        let parts = self.handles.iter().enumerate().map(|(number, handle)| {
+            let (whole, observer) = (Arc::clone(&whole), Arc::clone(observer));
+            let mut setting_up = Box::pin(set_up(match &*self.handles {
+                [_] => observer,
+                _ => Arc::new(PartObserver { number, whole, observer }),
+            }));
+            poll_fn(move |context| {
+                let _there = handle.enter();
+                setting_up.as_mut().poll(context)
+            })
+        });
+        join_all(parts).await.into_iter().collect()
     }
 }
 
-/// What one worker is to have of something.
-pub(crate) struct Part {
-    handle: Handle,
-    observer: Arc<dyn Observer>,
+/// What each worker has of something that operators see as one: it is up when all parts are, and down for a reason that one of
+/// them has, told once.
+#[derive(Debug)]
+struct Whole {
+    parts: Vec<Condition>,
+    /// What was told last.
+    told: Condition,
 }
 
-impl Part {
-    /// Who is to be told what becomes of it.
-    pub(crate) fn observer(&self) -> Arc<dyn Observer> {
-        Arc::clone(&self.observer)
-    }
-
-    /// Sets it up. Tasks that `setting_up` starts, and its timers and sockets, are that worker's.
-    pub(crate) async fn set_up<T>(&self, setting_up: impl Future<Output = T>) -> T {
-        let mut setting_up = pin!(setting_up);
-        poll_fn(|context| {
-            let _there = self.handle.enter();
-            setting_up.as_mut().poll(context)
-        })
-        .await
-    }
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Condition {
+    Unknown,
+    Up,
+    Down(String),
 }
 
-/// What each worker has of something that operators see as one: it is up when all parts are.
-struct Parts(Mutex<State>);
-
-struct State {
-    up: Vec<bool>,
-    told_up: bool,
-    /// Which of those that are down says why. They mostly have one reason, and it would be told by each.
-    speaker: Option<usize>,
-}
-
-impl Parts {
-    fn new(count: usize) -> Self {
-        Self(Mutex::new(State { up: vec![false; count], told_up: false, speaker: None }))
+impl Whole {
+    fn new(parts: usize) -> Self {
+        Self { parts: vec![Condition::Unknown; parts], told: Condition::Unknown }
     }
 
-    /// Notes that part `number` is up, and says whether now all are that were not.
-    fn rise(&self, number: usize) -> bool {
-        let mut state = self.lock();
-        state.up[number] = true;
-        state.speaker = state.speaker.filter(|speaker| *speaker != number);
-        let all = state.up.iter().all(|up| *up);
-        all && !mem::replace(&mut state.told_up, all)
-    }
-
-    /// Notes that part `number` is down, and says whether it is to say why.
-    fn fall(&self, number: usize) -> bool {
-        let mut state = self.lock();
-        state.up[number] = false;
-        state.told_up = false;
-        *state.speaker.get_or_insert(number) == number
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes the condition of a part, and says what there is to tell of the whole.
+    fn note(&mut self, part: usize, condition: Condition) -> Option<&Condition> {
+        self.parts[part] = condition;
+        let mut down = self.parts.iter().filter(|part| matches!(part, Condition::Down(_)));
+        let whole = match down.next() {
+            Some(_) if self.parts.contains(&self.told) && self.told != Condition::Up => return None,
+            Some(first) => first,
+            None if self.parts.iter().all(|part| *part == Condition::Up) => &Condition::Up,
+            None => return None,
+        };
+        if self.told == *whole {
+            return None;
+        }
+        self.told = whole.clone();
+        Some(&self.told)
     }
 }
 
 /// Observes one part.
 struct PartObserver {
     number: usize,
-    parts: Arc<Parts>,
+    whole: Arc<Mutex<Whole>>,
     observer: Arc<dyn Observer>,
+}
+
+impl PartObserver {
+    /// Tells what there is to tell before the next part can change it.
+    fn note(&self, condition: Condition, tell: impl FnOnce(Option<&String>)) {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        match whole.note(self.number, condition) {
+            Some(Condition::Down(why)) => tell(Some(why)),
+            Some(_) => tell(None),
+            None => {}
+        }
+    }
+
+    fn tell_of_sink(&self, sink: &SinkId, why: Option<&String>) {
+        self.observer.observe(&match why {
+            Some(cause) => Observation::SinkDown { sink, cause },
+            None => Observation::SinkUp { sink },
+        });
+    }
+
+    fn tell_of_store(&self, why: Option<&String>) {
+        self.observer.observe(&match why {
+            Some(cause) => Observation::DedupStoreDown { cause },
+            None => Observation::DedupStoreUp,
+        });
+    }
 }
 
 impl Observer for PartObserver {
     fn observe(&self, observation: &Observation<'_>) {
-        let is_news = match observation {
-            Observation::SinkUp { .. } | Observation::DedupStoreUp => self.parts.rise(self.number),
-            Observation::SinkDown { .. } | Observation::DedupStoreDown { .. } => self.parts.fall(self.number),
-            // It is the same broker.
-            Observation::SinkNotice { .. } | Observation::DedupStoreNotice { .. } => self.number == 0,
-            _ => true,
-        };
-        if is_news {
-            self.observer.observe(observation);
+        match observation {
+            Observation::SinkUp { sink } => self.note(Condition::Up, |why| self.tell_of_sink(sink, why)),
+            Observation::SinkDown { sink, cause } => {
+                self.note(Condition::Down(cause.to_string()), |why| self.tell_of_sink(sink, why));
+            }
+            Observation::DedupStoreUp => self.note(Condition::Up, |why| self.tell_of_store(why)),
+            Observation::DedupStoreDown { cause } => {
+                self.note(Condition::Down(cause.to_string()), |why| self.tell_of_store(why));
+            }
+            // It is the same store.
+            Observation::DedupStoreNotice { .. } if self.number > 0 => {}
+            _ => self.observer.observe(observation),
         }
     }
 }
@@ -164,18 +186,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_up_when_all_parts_are_and_one_says_why_it_is_down() {
-        let parts = Parts::new(3);
-        assert!(parts.fall(0), "why it could not be reached at first");
-        assert!(!parts.fall(1) && !parts.fall(2), "for the same reason");
-        assert!(parts.fall(0), "another reason");
-        assert_eq!([0, 1, 2].map(|number| parts.rise(number)), [false, false, true]);
-        assert!(!parts.rise(1), "that is known");
-        assert!(parts.fall(2));
-        assert!(!parts.fall(0));
-        assert!(!parts.rise(2), "one is down still");
-        assert!(parts.fall(1), "who spoke is up again");
-        assert_eq!([0, 1].map(|number| parts.rise(number)), [false, true]);
+    fn it_is_up_when_all_parts_are_and_down_for_one_reason() {
+        let (up, down) = (|| Condition::Up, |why: &str| Condition::Down(why.to_owned()));
+        let mut whole = Whole::new(2);
+        let mut note = |part, condition| whole.note(part, condition).cloned();
+        assert_eq!(note(0, up()), None, "the other is not known");
+        assert_eq!(note(1, down("refused")), Some(down("refused")));
+        assert_eq!(note(0, down("refused")), None, "that is known");
+        assert_eq!(note(0, up()), None);
+        assert_eq!(note(1, up()), Some(up()));
+        assert_eq!(note(0, up()), None, "that is known");
+        assert_eq!(note(1, down("lost")), Some(down("lost")));
+        assert_eq!(note(0, down("login")), None, "one reason is enough");
+        assert_eq!(note(1, down("refused")), Some(down("login")), "nobody has the other any more");
+        assert_eq!(note(0, up()), Some(down("refused")), "nor this one");
+        assert_eq!(note(1, up()), Some(up()));
     }
 
     #[tokio::test]
@@ -183,12 +208,10 @@ mod tests {
         let workers = Workers::start(2).expect("a thread");
         let observer: Arc<dyn Observer> = Arc::new(hookgate_core::observe::Unobserved);
         let numbers = worker::Each::new(vec![0, 1]);
-        let mut started = Vec::new();
-        for part in workers.parts(&observer) {
+        let started = workers.set_up(&observer, |_| {
             let numbers = numbers.clone();
-            let number = part.set_up(async { tokio::spawn(async move { *numbers.here() }).await }).await;
-            started.push(number.expect("no panic"));
-        }
-        assert_eq!(started, [0, 1]);
+            async { tokio::spawn(async move { *numbers.here() }).await }
+        });
+        assert_eq!(started.await.expect("no panic"), [0, 1]);
     }
 }

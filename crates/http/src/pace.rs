@@ -23,8 +23,8 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::{sync::Notify, task::yield_now};
 
-/// What connections have of each round while some of them have much less to send than others: the shorter, the
-/// sooner those have their answers.
+/// What connections have of each round while some of them have much less to send than others: the shorter, the sooner those have
+/// their answers.
 const SHORT_ROUND: Duration = Duration::from_micros(50);
 
 /// The same while all are alike: nobody is to be spared, and what goes to brokers and Redis goes in large batches, which costs a
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(round(), LONG_ROUND, "there is nobody any more");
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    #[tokio::test]
     async fn everybody_gets_to_the_end() {
         let pace = Pace::new();
         let keeper = tokio::spawn(Arc::clone(&pace).keep());

@@ -64,6 +64,10 @@ impl Trouble {
 
 impl From<RedisError> for Trouble {
     fn from(error: RedisError) -> Self {
+        // Of many commands, what the first of those has met that failed: the library names them all, and has no code for it.
+        let first =
+            error.clone().into_server_errors().and_then(|errors| errors.first().map(|(_, first)| first.clone()));
+        let error = first.map_or(error, RedisError::from);
         let (reason, cure) = verdict(&error);
         Self { reason, words: words(&error), cure }
     }

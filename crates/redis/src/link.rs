@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::{BoxFuture, join_all};
 use hookgate_core::{
     dedup::{Owner, StoreReason},
     limits::Deadline,
@@ -118,7 +118,8 @@ impl Request {
                             let mut connection = connection.clone();
                             async move { command.query_async(&mut connection).await }
                         });
-                        let done: Result<Vec<Value>, _> = try_join_all(sent).await;
+                        // None is given up because another has failed.
+                        let done: Result<Vec<Value>, _> = join_all(sent).await.into_iter().collect();
                         done.and_then(|done| Ok(T::from_redis_value(Value::Array(done))?))
                     }
                 },

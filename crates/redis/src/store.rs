@@ -1,4 +1,4 @@
-//! The commands: one for each operation of the port.
+//! The commands: one for each operation of the port, and for each event of a commit.
 //!
 //! A claim is `SET key value NX GET PX lease`: it is made, or the answer says what stands in its way. `NX` with `GET` came with
 //! Redis 7.0. Comparing and changing in one step takes a script; Redis keeps it, and the library sends it anew to a server that

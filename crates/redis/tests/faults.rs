@@ -214,6 +214,25 @@ async fn a_server_that_refuses_to_write_is_done_without_until_it_does() {
 }
 
 #[tokio::test]
+async fn what_a_server_says_of_many_commits_is_understood_as_of_one() {
+    for (reason, cause) in [
+        (StoreReason::ReadOnly, ["REPLICAOF", "127.0.0.1", "1"].as_slice()),
+        (StoreReason::ReadOnly, &["CONFIG", "SET", "min-replicas-to-write", "1"]),
+        (StoreReason::Full, &["CONFIG", "SET", "maxmemory", "1"]),
+        (StoreReason::Auth, &["ACL", "SETUSER", "default", "-set"]),
+    ] {
+        let (server, bench) = start().await;
+        server.wire().await.done(cause).await;
+        let many: Vec<_> = (0..200).map(|number| (key(&number.to_string()), body())).collect();
+        let error = bench.store.commit(&many, WINDOW).await.expect_err("it is refused");
+        assert_eq!(error.reason, reason, "{cause:?}");
+        let words = std::error::Error::source(&error).expect("what the server said").to_string();
+        assert!(words.len() < 300, "of one, not of all: {words}");
+        bench.wait_until_down().await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_busy_with_a_script_is_done_without() {
     let (server, bench) = start().await;
     let mut wire = server.wire().await;

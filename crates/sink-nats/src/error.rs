@@ -303,8 +303,6 @@ fn server_verdict(words: &str) -> Verdict {
         misconfigured(PublishReason::Auth)
     } else if says("tls required") {
         misconfigured(PublishReason::Tls)
-    } else if says("maximum") && says("connections exceeded") {
-        throttled()
     } else {
         unavailable(PublishReason::ConnectionLost)
     }

@@ -197,7 +197,7 @@ pub struct Claimed {
 
 impl Claimed {
     /// Remembers the event as accepted: at once in this process, where the twins that wait for it are woken, and soon in the
-    /// shared store. It waits only while that one has very many to be told of.
+    /// shared store. It waits only while that one has thousands to be told of, and then a quarter of a second at most.
     ///
     /// # Panics
     /// When `handoff` is another event's.

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::store::{ClaimStore, Held, Holder, Owner, StoreError};
+use super::store::{ClaimStore, Held, Holder, Owner, StoreError, StoreReason};
 use crate::{
     event::{EventKey, Fingerprint},
     limits::Deadline,
@@ -47,8 +47,11 @@ const SIGHTING_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// the others are left to their leases.
 const ENDS_MAX: usize = 4096;
 
+/// How long they wait. After that their claims too are left to their leases: a slow store is no reason for a late answer.
+const ENDS_WAIT: Duration = Duration::from_millis(250);
+
 /// Ends that the store is told of together. What comes meanwhile is told of next.
-const TOLD_TOGETHER: usize = 256;
+const TOLD_TOGETHER: usize = 1024;
 
 /// Claims in a store that all replicas share.
 pub struct Shared {
@@ -194,8 +197,14 @@ impl Remote {
     /// Has the event remembered as accepted, soon. That it fails is no error to anybody but the operator: the event is delivered.
     pub(super) async fn commit(mut self, body: Fingerprint) {
         self.held = false;
+        let (ends, begun) = (self.shared.ends.here(), Instant::now());
         // After the settler's end there is nobody to be told.
-        let _ = self.shared.ends.here().send((self.key, End::Accepted(body))).await;
+        let sent = Deadline::after(ENDS_WAIT).bound(ends.send((self.key, End::Accepted(body)))).await;
+        if sent.is_err() {
+            let (error, elapsed) = (StoreError::new(StoreReason::Timeout), begun.elapsed());
+            let (operation, error) = (DedupOperation::Commit, Some(&error));
+            self.shared.observer.observe(&Observation::DedupOperated { operation, events: 1, elapsed, error });
+        }
     }
 }
 

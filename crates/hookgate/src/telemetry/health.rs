@@ -17,10 +17,7 @@ use hookgate_core::{
 };
 use hookgate_http::admin::{PartReadiness, Readiness, SpoolReadiness};
 
-/// How often the watchdog is fed.
-pub(super) const TICK: Duration = Duration::from_secs(1);
-
-/// How old the last tick may be. Older means that the runtime stands still.
+/// How old the last tick of each worker may be. Older means that its runtime stands still.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 /// How long a start waits for every sink's first connection. Wrong credentials keep a rollout from replacing good pods;
@@ -31,8 +28,8 @@ pub(super) struct Health {
     begun: Instant,
     started: AtomicBool,
     draining: AtomicBool,
-    /// Milliseconds after `begun`.
-    last_tick: AtomicU64,
+    /// Of each worker, in milliseconds after `begun`.
+    last_ticks: Box<[AtomicU64]>,
     sinks: Mutex<Vec<PartHealth>>,
     /// Whether the config's file can be used.
     config: Mutex<PartHealth>,
@@ -52,13 +49,13 @@ struct PartHealth {
 }
 
 impl Health {
-    pub(super) fn new(shares_dedup: bool) -> Self {
+    pub(super) fn new(shares_dedup: bool, workers: usize) -> Self {
         let begun = Instant::now();
         Self {
             begun,
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
-            last_tick: AtomicU64::new(0),
+            last_ticks: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             sinks: Mutex::default(),
             config: Mutex::new(PartHealth { up: true, cause: None, ..PartHealth::new("config", begun) }),
             dedup: shares_dedup.then(|| Mutex::new(PartHealth::new("dedup", begun))),
@@ -89,13 +86,14 @@ impl Health {
         self.draining.store(true, Ordering::Release);
     }
 
-    pub(super) fn tick(&self) {
-        self.last_tick.store(self.age_ms(), Ordering::Release);
+    pub(super) fn tick(&self, worker: usize) {
+        self.last_ticks[worker].store(self.age_ms(), Ordering::Release);
     }
 
     pub(super) fn live(&self) -> bool {
-        let age = self.age_ms().saturating_sub(self.last_tick.load(Ordering::Acquire));
-        Duration::from_millis(age) < STALLED_AFTER
+        let now = self.age_ms();
+        let age = |tick: &AtomicU64| Duration::from_millis(now.saturating_sub(tick.load(Ordering::Acquire)));
+        self.last_ticks.iter().all(|tick| age(tick) < STALLED_AFTER)
     }
 
     /// `spool` is `Some` where there is one, with what is wrong with it.
@@ -193,7 +191,7 @@ mod tests {
     #[test]
     fn a_sink_that_was_reached_once_keeps_the_process_ready() {
         let sink = SinkId::new(0, "js");
-        let health = Health::new(true);
+        let health = Health::new(true, 1);
         health.make_room(std::slice::from_ref(&sink));
         health.adopt(std::slice::from_ref(&sink));
         assert_eq!(health.ready(None).reason, Some("starting"));
@@ -213,7 +211,7 @@ mod tests {
     #[test]
     fn a_spool_that_can_be_written_to_makes_ready_without_any_sink() {
         let sink = SinkId::new(0, "js");
-        let health = Health::new(false);
+        let health = Health::new(false, 1);
         health.make_room(std::slice::from_ref(&sink));
         health.adopt(std::slice::from_ref(&sink));
         health.started();

@@ -663,7 +663,7 @@ fn describe() {
     describe_counter!("hookgate_dedup_store_errors_total", "Operations that the shared dedup store failed, by reason.");
     describe_counter!(
         "hookgate_dedup_commit_failures_total",
-        "Delivered events that the shared dedup store was not told of."
+        "Delivered events that the shared dedup store may not know of."
     );
     describe_counter!(
         "hookgate_dedup_payload_mismatch_total",

@@ -133,8 +133,8 @@ fn each_complaint_of_a_server_has_its_verdict() {
         ("User Authentication Revoked", misconfigured(PublishReason::Auth)),
         ("Account Authentication Expired", misconfigured(PublishReason::Auth)),
         ("Secure Connection - TLS Required", misconfigured(PublishReason::Tls)),
-        ("maximum connections exceeded", throttled()),
-        ("maximum account active connections exceeded", throttled()),
+        ("maximum connections exceeded", unavailable(PublishReason::ConnectionLost)),
+        ("maximum account active connections exceeded", unavailable(PublishReason::ConnectionLost)),
         ("Authentication Timeout", unavailable(PublishReason::ConnectionLost)),
         ("Stale Connection", unavailable(PublishReason::ConnectionLost)),
         ("Maximum Payload Violation", unavailable(PublishReason::ConnectionLost)),
@@ -161,7 +161,11 @@ fn each_failed_attempt_to_connect_has_its_verdict_and_keeps_the_servers_words() 
             "authorization violation",
         ),
         (said("User Authentication Expired"), misconfigured(PublishReason::Auth), "User Authentication Expired"),
-        (said("maximum connections exceeded"), throttled(), "maximum connections exceeded"),
+        (
+            said("maximum connections exceeded"),
+            unavailable(PublishReason::ConnectionLost),
+            "maximum connections exceeded",
+        ),
         (
             NatsConnectError::new(ConnectErrorKind::Authentication),
             misconfigured(PublishReason::Auth),
