@@ -13,7 +13,7 @@ use hookgate_testkit::{
 };
 use serde_json::json;
 
-use crate::relay::{LIMIT, OPENCLAW, Relay, finished, post, to_nats};
+use crate::relay::{LIMIT, OPENCLAW, Relay, committed, finished, post, to_nats};
 
 /// Where the process is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,8 +130,7 @@ async fn crash_at(point: Point, broker: Broker, program: Program) -> Row {
         Point::AfterCommit => {
             to_broker.set_mode(ProxyMode::Pass).await;
             wait_until(LIMIT, "it is committed and answered", async || {
-                let key = wire.keys().await.remove(0);
-                wire.text(&["GET", &key]).await.is_some_and(|value| value.starts_with("1C")) && first.is_finished()
+                committed(&mut wire).await == 1 && first.is_finished()
             })
             .await;
         }

@@ -12,6 +12,7 @@ use hookgate_testkit::{
     http::{Response, request, send_raw},
     nats::NatsServer,
     process::{Process, free_port, wait_until},
+    redis::RedisWire,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -59,6 +60,16 @@ pub(crate) fn to_nats(server: &str) -> String {
 /// Deduplication that is shared in this Redis.
 pub(crate) fn shared_in(redis: &str) -> String {
     format!("[dedup.redis]\nurl = \"{redis}\"\n")
+}
+
+/// How many events Redis knows as accepted.
+pub(crate) async fn committed(wire: &mut RedisWire) -> usize {
+    let mut committed = 0;
+    for key in wire.keys().await {
+        let value = wire.text(&["GET", &key]).await.unwrap_or_default();
+        committed += usize::from(value.starts_with("1C"));
+    }
+    committed
 }
 
 /// Makes the stream that [`to_nats`] publishes to.

@@ -9,7 +9,7 @@ use hookgate_testkit::{
     redis::{RedisConfig, RedisServer},
 };
 
-use crate::relay::{LIMIT, OPENCLAW, Relay, create_stream, finished, post, shared_in, to_nats};
+use crate::relay::{LIMIT, OPENCLAW, Relay, committed, create_stream, finished, post, shared_in, to_nats};
 
 const THREADS: [(&str, &str); 1] = [("HOOKGATE_SERVER__THREADS", "3")];
 
@@ -45,13 +45,7 @@ async fn an_event_is_stored_once_whichever_worker_gets_it_and_its_repeats() {
     relay.terminate();
     assert!(relay.wait().await.success(), "{}", relay.log());
     assert_eq!(nats.wire().await.read_stream("HOOKS").await.len(), 50);
-    let mut wire = redis.wire().await;
-    let mut committed = 0;
-    for key in wire.keys().await {
-        let value = wire.text(&["GET", &key]).await.unwrap_or_default();
-        committed += usize::from(value.starts_with("1C"));
-    }
-    assert_eq!(committed, 50, "Redis was told of all of them before the end");
+    assert_eq!(committed(&mut redis.wire().await).await, 50, "Redis was told of all of them before the end");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The threads that events are worked on by, each with a runtime of its own, and what each of them has for itself.
 //!
 //! An event stays with the worker that its connection belongs to. So a connection to a broker or to Redis that is shared by
-//! workers would have one wake another for every event, which costs a third of all that the event does; each has its own.
+//! workers would have one wake another for every event, which costs a quarter of all that the event does; each has its own.
 
 use std::{cell::Cell, sync::Arc};
 

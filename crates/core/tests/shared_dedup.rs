@@ -28,6 +28,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_millis(2500);
 const LEASE: Duration = Duration::from_millis(4500);
 
+/// More commits than may wait and are on their way.
+const TOO_MANY: usize = 4096 + 1024 + 100;
+
 /// One hookgate with a sink of its own.
 struct Replica {
     pipeline: Arc<Pipeline>,
@@ -327,37 +330,35 @@ async fn commits_are_told_together_while_one_is_on_its_way() {
 
 #[tokio::test(start_paused = true)]
 async fn where_too_many_commits_wait_so_do_answers_and_none_is_forgotten() {
-    /// More than may wait, and are on their way.
-    const EVENTS: usize = 4096 + 1024 + 100;
     let (store, one, _) = replicas();
     store.suffer(Fault::HoldsCommits);
-    let running: Vec<_> = (0..EVENTS).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
-    wait_until(LIMIT, "all are published", async || one.sink.stored().len() == EVENTS).await;
+    let running: Vec<_> = (0..TOO_MANY).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
+    wait_until(LIMIT, "all are published", async || one.sink.stored().len() == TOO_MANY).await;
+    // This clock goes on only once nobody has anything to do.
     tokio::time::sleep(Duration::from_millis(10)).await;
     let answered = running.iter().filter(|event| event.is_finished()).count();
-    assert!((4096..EVENTS - 50).contains(&answered), "{answered} are answered");
+    assert!((4096..TOO_MANY - 50).contains(&answered), "{answered} are answered");
     store.suffer(Fault::None);
     for event in running {
         assert_eq!(event.await.expect("no panic"), Ok(AcceptedAs::Delivered));
     }
-    wait_until(LIMIT, "all are known", async || store.accepted() == EVENTS).await;
+    wait_until(LIMIT, "all are known", async || store.accepted() == TOO_MANY).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn answers_do_not_wait_for_long_where_too_many_commits_do() {
-    const EVENTS: usize = 4096 + 1024 + 100;
     let (store, one, _) = replicas();
     store.suffer(Fault::HoldsCommits);
     let begun = tokio::time::Instant::now();
-    let running: Vec<_> = (0..EVENTS).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
+    let running: Vec<_> = (0..TOO_MANY).map(|id| one.start(&TestEvent::new(&id.to_string()))).collect();
     for event in running {
         assert_eq!(event.await.expect("no panic"), Ok(AcceptedAs::Delivered));
     }
     assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
     let given_up = one.recorder.count("dedup_operated operation=commit error=timeout");
-    assert!((50..=EVENTS - 4096).contains(&given_up), "{given_up}");
+    assert!((50..=TOO_MANY - 4096).contains(&given_up), "{given_up}");
     store.suffer(Fault::None);
-    wait_until(LIMIT, "the others are known", async || store.accepted() == EVENTS - given_up).await;
+    wait_until(LIMIT, "the others are known", async || store.accepted() == TOO_MANY - given_up).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use crate::{
     run::{self, Failure},
     send::{self, Send},
     shelf, telemetry,
-    workers::runtime,
+    workers::{Workers, runtime},
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -150,7 +150,9 @@ fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let again = file.clone();
     let load = Arc::new(move || config::load(&again, std::env::vars()));
     let runtime = runtime()?;
-    let ended = runtime.block_on(run::run(config, load, file));
+    let workers = Workers::start(config.server.threads(), runtime.handle().clone());
+    let workers = workers.context("start the threads of server.threads")?;
+    let ended = runtime.block_on(run::run(config, load, file, workers));
     // What blocks a thread of the runtime still, a name that no server answers for, say, holds up no stop.
     runtime.shutdown_background();
     ended?;

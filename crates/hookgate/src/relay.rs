@@ -88,6 +88,10 @@ impl Fixed {
         Arc::clone(&self.telemetry) as _
     }
 
+    async fn connect(&self, id: &SinkId, table: &SinkConfig) -> anyhow::Result<Arc<Publisher>> {
+        assemble::connect_sink(id, table, &self.secrets, &self.workers, &self.observer()).await
+    }
+
     fn pipeline(&self, config: &Config, router: Router, publishers: Vec<Option<Arc<Publisher>>>) -> Arc<Pipeline> {
         Arc::new(Pipeline {
             router,
@@ -125,10 +129,9 @@ impl Relay {
     /// Sets up what `config` says. Nothing is served before [`Self::ingress`] is.
     pub(crate) async fn start(config: Config, ids: Ids, parts: Parts, fixed: Fixed) -> anyhow::Result<Self> {
         let Parts { sources, router, .. } = parts;
-        let (mut publishers, observer) = (Vec::new(), fixed.observer());
+        let mut publishers = Vec::new();
         for id in ids.sinks() {
-            let table = &config.sinks[id.name()];
-            publishers.push(Some(assemble::connect_sink(id, table, &fixed.secrets, &fixed.workers, &observer).await?));
+            publishers.push(Some(fixed.connect(id, &config.sinks[id.name()]).await?));
         }
         let pipeline = fixed.pipeline(&config, router, publishers);
         let ingress = Ingress::new(Arc::clone(&pipeline), &sources, &config.server);
@@ -205,7 +208,7 @@ impl Relay {
                     held.push(id.to_string());
                     Arc::clone(publisher)
                 }
-                _ => match self.connect(id, table).await {
+                _ => match self.fixed.connect(id, table).await {
                     Ok(publisher) => {
                         fresh.push(Arc::clone(&publisher));
                         publisher
@@ -221,11 +224,6 @@ impl Relay {
             publishers.push(Some(publisher));
         }
         Ok((publishers, held))
-    }
-
-    async fn connect(&self, id: &SinkId, table: &SinkConfig) -> anyhow::Result<Arc<Publisher>> {
-        let Fixed { secrets, workers, .. } = &self.fixed;
-        assemble::connect_sink(id, table, secrets, workers, &self.fixed.observer()).await
     }
 
     /// The publisher of `id` in the config that is served.

@@ -66,16 +66,19 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the sinks may take to close, and the admin port after them.
 pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs `config`, which `load` has read from `file`, until SIGTERM or SIGINT; a second one ends the process at once.
-pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(), Failure> {
+/// Runs `config`, which `load` has read from `file`, on `workers` until SIGTERM or SIGINT; a second one ends the process at once.
+pub(crate) async fn run(config: Config, load: Load, file: PathBuf, workers: Workers) -> Result<(), Failure> {
     // First of all: as PID 1 in a container an unhandled SIGTERM is ignored.
     let mut signals = Signals::install().context("install the signal handlers")?;
     let hang_up = signal(SignalKind::hangup()).context("install the signal handlers")?;
     telemetry::start_log(&config.log);
     let (ids, secrets) = (Ids::of(&config), Secrets::default());
     let mut parts = assemble::prepare(&config, &ids, &secrets)?;
-    let (shares_dedup, workers) = (config.dedup.redis.is_some(), config.server.threads());
-    let telemetry = Telemetry::new(shares_dedup, workers, &config.log, config.audit.as_ref())
+    // Held here to the end: what else has them may end before.
+    let workers = Arc::new(workers);
+    let threads = workers.handles().len();
+    let shares_dedup = config.dedup.redis.is_some();
+    let telemetry = Telemetry::new(shares_dedup, threads, &config.log, config.audit.as_ref())
         .context("begin the audit trail in the directory that audit.dir names")?;
     #[cfg(feature = "otlp")]
     if let Some(traces) = &config.traces {
@@ -94,9 +97,6 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
     let public = public.with_proxy_protocol(parts.proxy_protocol.clone()).with_tls(tls.clone());
     let public = public.with_leaving(Arc::clone(&stops.leaving));
     let spool = open_spool(&config, &observer).await?;
-    // Held here to the end: what else has them may end before.
-    let workers = Workers::start(config.server.threads()).context("start the threads of server.threads")?;
-    let workers = Arc::new(workers);
     let (dedup, settlers) = assemble::connect_dedup(&config.dedup, &secrets, &workers, &observer).await?;
     telemetry.started(Arc::clone(&dedup.memory), spool.clone());
 
@@ -109,7 +109,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf) -> Result<(),
         dedup,
         fetch: Arc::new(parts.fetcher.clone()),
         // The other half is for events with short bodies.
-        turns: Arc::new(Turns::new(config.server.threads() / 2)),
+        turns: Arc::new(Turns::new(threads / 2)),
         events: TaskTracker::new(),
         background: background.clone(),
         stop_background: stops.background.clone(),

@@ -139,7 +139,7 @@ impl Telemetry {
         self.metrics.draining();
     }
 
-    /// A timer was late by this much.
+    /// A timer of `worker` was late by this much.
     pub(crate) fn runtime_lag(&self, worker: usize, lag: Duration) {
         self.health.tick(worker);
         self.metrics.runtime_lag(lag);

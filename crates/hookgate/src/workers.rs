@@ -7,7 +7,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -33,29 +33,23 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// So many, of which the current thread, in its runtime, is the first.
+    /// So many, of which the first has the runtime `first` already. Called outside of any runtime: one that finds no thread could not
+    /// be dropped in another.
     ///
     /// # Errors
     /// When the operating system gives us no thread, or too few files.
-    pub(crate) fn start(count: usize) -> io::Result<Self> {
+    pub(crate) fn start(count: usize, first: Handle) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let mut handles = vec![Handle::current()];
+        let mut handles = vec![first];
         for number in 1..count {
-            let stop = stop.clone();
-            let (started, starting) = mpsc::sync_channel(1);
+            let (runtime, stop) = (runtime()?, stop.clone());
+            handles.push(runtime.handle().clone());
             let work = move || {
                 worker::be(number);
-                let runtime = match runtime() {
-                    Ok(runtime) => runtime,
-                    Err(error) => return drop(started.send(Err(error))),
-                };
-                // Whoever started us waits for it.
-                let _ = started.send(Ok(runtime.handle().clone()));
                 runtime.block_on(stop.cancelled());
                 runtime.shutdown_background();
             };
             thread::Builder::new().name(format!("hookgate-{number}")).spawn(work)?;
-            handles.push(starting.recv().map_err(io::Error::other)??);
         }
         Ok(Self { handles, _stop: stop.drop_guard() })
     }
@@ -78,10 +72,7 @@ impl Workers {
         let whole = Arc::new(Mutex::new(Whole::new(self.handles.len())));
         let parts = self.handles.iter().enumerate().map(|(number, handle)| {
             let (whole, observer) = (Arc::clone(&whole), Arc::clone(observer));
-            let mut setting_up = Box::pin(set_up(match &*self.handles {
-                [_] => observer,
-                _ => Arc::new(PartObserver { number, whole, observer }),
-            }));
+            let mut setting_up = Box::pin(set_up(Arc::new(PartObserver { number, whole, observer })));
             poll_fn(move |context| {
                 let _there = handle.enter();
                 setting_up.as_mut().poll(context)
@@ -205,7 +196,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_part_starts_runs_on_its_worker() {
-        let workers = Workers::start(2).expect("a thread");
+        let workers = Workers::start(2, Handle::current()).expect("a thread");
         let observer: Arc<dyn Observer> = Arc::new(hookgate_core::observe::Unobserved);
         let numbers = worker::Each::new(vec![0, 1]);
         let started = workers.set_up(&observer, |_| {

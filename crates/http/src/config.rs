@@ -76,8 +76,9 @@ pub struct ServerConfig {
     /// Refusals (4xx) that are told at once; beyond that each waits for some 100 ms, so that whoever sends wrong signatures as fast
     /// as they are refused does not keep the processor from the events of others. Default: `"1000/s"`.
     pub prompt_refusals: Rate,
-    /// Threads that events are worked on by. Each has connections of its own to brokers and Redis, and serves tens of thousands of
-    /// events a second; a sender's connection stays with one. Default: one for each core that the process may use, four at most.
+    /// Threads that events are worked on by. Each has connections of its own to NATS, RabbitMQ and Redis, and serves tens of
+    /// thousands of events a second; a sender's connection stays with one. Default: one for each core that the process may use,
+    /// four at most.
     #[serde(default, deserialize_with = "config::optional_count", skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// How long to go on serving after SIGTERM, until every load balancer has noticed. Default: 5 s.

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -178,9 +178,13 @@ impl Shared {
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let outcome = done.await;
-        let (elapsed, error) = (started.elapsed(), outcome.as_ref().err());
-        self.observer.observe(&Observation::DedupOperated { operation, events, elapsed, error });
+        self.operated(operation, events, started, outcome.as_ref().err());
         outcome
+    }
+
+    fn operated(&self, operation: DedupOperation, events: usize, started: Instant, error: Option<&StoreError>) {
+        let elapsed = started.elapsed();
+        self.observer.observe(&Observation::DedupOperated { operation, events, elapsed, error });
     }
 }
 
@@ -197,13 +201,13 @@ impl Remote {
     /// Has the event remembered as accepted, soon. That it fails is no error to anybody but the operator: the event is delivered.
     pub(super) async fn commit(mut self, body: Fingerprint) {
         self.held = false;
-        let (ends, begun) = (self.shared.ends.here(), Instant::now());
+        let ends = self.shared.ends.here();
         // After the settler's end there is nobody to be told.
-        let sent = Deadline::after(ENDS_WAIT).bound(ends.send((self.key, End::Accepted(body)))).await;
-        if sent.is_err() {
-            let (error, elapsed) = (StoreError::new(StoreReason::Timeout), begun.elapsed());
-            let (operation, error) = (DedupOperation::Commit, Some(&error));
-            self.shared.observer.observe(&Observation::DedupOperated { operation, events: 1, elapsed, error });
+        let Err(TrySendError::Full(end)) = ends.try_send((self.key, End::Accepted(body))) else { return };
+        let started = Instant::now();
+        if Deadline::after(ENDS_WAIT).bound(ends.send(end)).await.is_err() {
+            let error = StoreError::new(StoreReason::Timeout);
+            self.shared.operated(DedupOperation::Commit, 1, started, Some(&error));
         }
     }
 }

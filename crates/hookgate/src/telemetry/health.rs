@@ -209,6 +209,18 @@ mod tests {
     }
 
     #[test]
+    fn the_process_is_alive_while_every_worker_is() {
+        let mut health = Health::new(false, 2);
+        assert!(health.live(), "it has just begun");
+        health.begun -= 2 * STALLED_AFTER;
+        assert!(!health.live());
+        health.tick(0);
+        assert!(!health.live(), "the other stands still");
+        health.tick(1);
+        assert!(health.live());
+    }
+
+    #[test]
     fn a_spool_that_can_be_written_to_makes_ready_without_any_sink() {
         let sink = SinkId::new(0, "js");
         let health = Health::new(false, 1);
