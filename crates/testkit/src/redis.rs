@@ -295,8 +295,10 @@ impl RedisSentinel {
             let address = wire.done(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME]).await;
             let named =
                 RedisValue::List(vec![RedisValue::Text(b"127.0.0.1".into()), RedisValue::Text(port.clone().into())]);
-            let role = self.replica.wire().await.text(&["INFO", "replication"]).await.unwrap_or_default();
-            address == named && role.contains("role:master")
+            // One that is being made the master may end the connections it has.
+            let role = async { try_wire(&self.replica.dir).await?.try_command(&["ROLE"]).await }.await;
+            let master = RedisValue::Text(b"master".into());
+            address == named && matches!(role, Ok(RedisValue::List(role)) if role.first() == Some(&master))
         })
         .await;
     }
