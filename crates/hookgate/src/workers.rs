@@ -174,6 +174,8 @@ impl Observer for PartObserver {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, time::Duration};
+
     use super::*;
 
     #[test]
@@ -204,5 +206,17 @@ mod tests {
             async { tokio::spawn(async move { *numbers.here() }).await }
         });
         assert_eq!(started.await.expect("no panic"), [0, 1]);
+    }
+
+    #[tokio::test]
+    async fn parts_are_set_up_at_once() {
+        let workers = Workers::start(2, Handle::current()).expect("a thread");
+        let observer: Arc<dyn Observer> = Arc::new(hookgate_core::observe::Unobserved);
+        let both_are_here = tokio::sync::Barrier::new(2);
+        let waiting = workers.set_up(&observer, |_| async {
+            both_are_here.wait().await;
+            Ok::<_, Infallible>(())
+        });
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("each waits for the other").expect("never");
     }
 }
