@@ -477,6 +477,8 @@ impl Broker for Rabbit {
 
     async fn restart(&mut self) {
         self.server.restart().await;
+        // RabbitMQ does not fsync a binding: one that was made just before it was killed is gone.
+        self.make_destination().await;
     }
 
     fn pause(&mut self) {

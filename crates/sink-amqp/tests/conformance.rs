@@ -149,7 +149,7 @@ impl Broker for RabbitBroker {
     }
 
     async fn restart(&mut self) {
-        self.server.restart().await;
+        self.place.restart(&mut self.server).await;
     }
 
     async fn pause(&mut self) -> Result<(), Inapplicable> {

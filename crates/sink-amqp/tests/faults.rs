@@ -134,7 +134,7 @@ async fn after_kill_9_in_mid_load_every_receipt_is_in_the_queue() {
             Err(error) => assert!(matches!(error.kind, Unknown | Unavailable), "{error:?}"),
         }
     }
-    server.restart().await;
+    place.restart(&mut server).await;
     connected.recovers().await;
     let stored: BTreeSet<String> = place.stored_ids(&server).await.into_iter().collect();
     for id in &acknowledged {

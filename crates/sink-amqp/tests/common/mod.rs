@@ -71,6 +71,12 @@ impl Place {
         wire.bind(&self.name, &self.name, "hooks.#").await;
     }
 
+    /// Starts a server again that was killed. RabbitMQ does not fsync a binding: one that was made just before is gone.
+    pub(crate) async fn restart(&self, server: &mut RabbitServer) {
+        server.restart().await;
+        server.wire().await.bind(&self.name, &self.name, "hooks.#").await;
+    }
+
     /// Removes both.
     pub(crate) async fn remove(&self, server: &RabbitServer) {
         let mut wire = server.wire().await;
