@@ -43,7 +43,7 @@ impl Bench {
 
     /// Takes `count` events through `step`; nanoseconds for all of them.
     fn run(&self, step: &str, count: usize) -> u128 {
-        let pipeline = steps::pipeline();
+        let pipeline = steps::pipeline(&self.runtime);
         let requests = (0..count).map(|number| self.request(number));
         let verified = || (0..count).map(|number| self.verified(number));
         let events = || (0..count).map(|number| self.event(number));

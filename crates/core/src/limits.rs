@@ -11,8 +11,8 @@ use std::{
 };
 
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
-    task::spawn_blocking,
     time::{Instant, error::Elapsed, timeout_at},
 };
 
@@ -57,15 +57,18 @@ impl Deadline {
 /// are there; all others wait, while the events with short bodies go past them. Without that, who comes after a hundred long
 /// bodies waits for them all.
 #[derive(Debug)]
-pub struct Turns(Semaphore);
+pub struct Turns {
+    at_once: Semaphore,
+    threads: Handle,
+}
 
 impl Turns {
     /// Shortest body that waits for its turn, in bytes: below, a turn costs more than what it is for.
     pub const BODY_BYTES_MIN: usize = 64 * 1024;
 
-    /// Turns for `at_once` long bodies.
-    pub fn new(at_once: usize) -> Self {
-        Self(Semaphore::new(at_once.max(1)))
+    /// Turns for `at_once` long bodies, at least one, on those threads of a runtime that may block.
+    pub fn new(at_once: usize, threads: Handle) -> Self {
+        Self { at_once: Semaphore::new(at_once.max(1)), threads }
     }
 
     /// Does `work`, here and now where the body is short. A long one waits for its turn, in the order of asking, but not past
@@ -85,8 +88,8 @@ impl Turns {
         if body_bytes < Self::BODY_BYTES_MIN {
             return work();
         }
-        let Ok(_turn) = deadline.bound(self.0.acquire()).await else { return work() };
-        match spawn_blocking(work).await {
+        let Ok(_turn) = deadline.bound(self.at_once.acquire()).await else { return work() };
+        match self.threads.spawn_blocking(work).await {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),

@@ -19,7 +19,7 @@ use crate::{
     run::{self, Failure},
     send::{self, Send},
     shelf, telemetry,
-    workers::{Workers, runtime},
+    workers::{Workers, aside, runtime},
 };
 
 /// A webhook-to-queue relay: authenticates the sender, drops repeats, routes by config, and publishes the raw event.
@@ -152,9 +152,11 @@ fn run_until_stopped(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let runtime = runtime()?;
     let workers = Workers::start(config.server.threads(), runtime.handle().clone());
     let workers = workers.context("start the threads of server.threads")?;
-    let ended = runtime.block_on(run::run(config, load, file, workers));
-    // What blocks a thread of the runtime still, a name that no server answers for, say, holds up no stop.
+    let aside = aside()?;
+    let ended = runtime.block_on(run::run(config, load, file, workers, aside.handle().clone()));
+    // What blocks a thread of a runtime still, a name that no server answers for, say, holds up no stop.
     runtime.shutdown_background();
+    aside.shutdown_background();
     ended?;
     Ok(ExitCode::SUCCESS)
 }

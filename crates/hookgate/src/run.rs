@@ -18,6 +18,7 @@ use hookgate_core::{
 };
 use hookgate_http::{Limits, Server, Tls, admin};
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
@@ -67,7 +68,14 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `config`, which `load` has read from `file`, on `workers` until SIGTERM or SIGINT; a second one ends the process at once.
-pub(crate) async fn run(config: Config, load: Load, file: PathBuf, workers: Workers) -> Result<(), Failure> {
+/// Long bodies are worked on by the threads of `aside`.
+pub(crate) async fn run(
+    config: Config,
+    load: Load,
+    file: PathBuf,
+    workers: Workers,
+    aside: Handle,
+) -> Result<(), Failure> {
     // First of all: as PID 1 in a container an unhandled SIGTERM is ignored.
     let mut signals = Signals::install().context("install the signal handlers")?;
     let hang_up = signal(SignalKind::hangup()).context("install the signal handlers")?;
@@ -109,7 +117,7 @@ pub(crate) async fn run(config: Config, load: Load, file: PathBuf, workers: Work
         dedup,
         fetch: Arc::new(parts.fetcher.clone()),
         // The other half is for events with short bodies.
-        turns: Arc::new(Turns::new(threads / 2)),
+        turns: Arc::new(Turns::new(threads / 2, aside)),
         events: TaskTracker::new(),
         background: background.clone(),
         stop_background: stops.background.clone(),

@@ -26,6 +26,25 @@ pub(crate) fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().global_queue_interval(1).enable_all().build()
 }
 
+/// A runtime of which only the threads are used that may block, for what takes milliseconds of the processor: long bodies. On Linux
+/// they stand back for the workers; elsewhere one thread cannot do so alone. They do nothing else: whatever a thread starts stands back
+/// with it.
+pub(crate) fn aside() -> io::Result<Runtime> {
+    let mut builder = Builder::new_current_thread();
+    builder.thread_name("hookgate-aside");
+    // One that may not stand back works as well.
+    #[cfg(target_os = "linux")]
+    builder.on_thread_start(|| {
+        let _ = rustix::process::nice(ASIDE_NICE);
+    });
+    builder.build()
+}
+
+/// How far the threads of [`aside`] stand back: where all of a processor is wanted, one gets a tenth of it beside a worker. With 19 it
+/// would be a hundredth, and long bodies would not be done in time.
+#[cfg(target_os = "linux")]
+const ASIDE_NICE: i32 = 10;
+
 /// All of them. They end when this is dropped.
 pub(crate) struct Workers {
     handles: Vec<Handle>,
@@ -194,6 +213,18 @@ mod tests {
         assert_eq!(note(1, down("refused")), Some(down("login")), "nobody has the other any more");
         assert_eq!(note(0, up()), Some(down("refused")), "nor this one");
         assert_eq!(note(1, up()), Some(up()));
+    }
+
+    // What may block besides starts threads that must not: those of the spool and of Kafka's client.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn long_bodies_alone_stand_back() {
+        let nice = || rustix::process::nice(0).expect("anybody may ask");
+        let usual = nice();
+        let [runtime, aside] = [runtime(), aside()].map(|runtime| runtime.expect("a runtime"));
+        let blocking =
+            [&runtime, &aside].map(|threads| runtime.block_on(threads.spawn_blocking(nice)).expect("no panic"));
+        assert_eq!(blocking, [usual, (usual + ASIDE_NICE).min(19)]);
     }
 
     #[tokio::test]

@@ -71,7 +71,7 @@ fn connection(runtime: &Runtime, source: &Source, count: usize) -> u128 {
 fn ingress(runtime: &Runtime, source: &Arc<Source>, count: usize, path: &str, status: u16) -> u128 {
     // Refusals are told at once, however many there are.
     let config = ServerConfig { prompt_refusals: "1000000000/s".parse().expect("a rate"), ..ServerConfig::default() };
-    let ingress = Ingress::new(pipeline(), std::slice::from_ref(source), &config);
+    let ingress = Ingress::new(pipeline(runtime), std::slice::from_ref(source), &config);
     let requests = (0..count).map(|number| {
         let Draft { method, headers, body, .. } = draft(source, number);
         let mut request = Request::new(Full::<Bytes>::new(body));

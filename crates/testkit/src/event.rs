@@ -26,6 +26,7 @@ use hookgate_core::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::{fake_sink::FakeSink, sender};
@@ -222,6 +223,9 @@ impl TestEvent {
     /// A pipeline for such events: these sinks (their ids counted from 0), and `routes` as in `[[routes]]`.
     ///
     /// Everything else is a default, and public: change it before use.
+    ///
+    /// # Panics
+    /// When a route does not compile, and outside of a runtime.
     pub fn pipeline(&self, sinks: &[Arc<FakeSink>], routes: &Value, observer: &Arc<dyn Observer>) -> Pipeline {
         const IN_FLIGHT_MAX: usize = 1024;
         let declare = |sink: &Arc<FakeSink>| SinkDeclaration {
@@ -246,7 +250,7 @@ impl TestEvent {
             fetch: Arc::new(Offline),
             observer: Arc::clone(observer),
             reply_deadline: Duration::from_millis(2500),
-            turns: Arc::new(Turns::new(1)),
+            turns: Arc::new(Turns::new(1, Handle::current())),
             tasks: TaskTracker::new(),
         }
     }

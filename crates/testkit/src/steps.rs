@@ -29,6 +29,7 @@ use hookgate_core::{
 use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::runtime::Runtime;
 
 use crate::{event::TestEvent, fake_sink::FakeSink, sender};
 
@@ -173,8 +174,9 @@ pub fn measured<T>(items: Vec<T>, mut step: impl FnMut(T)) -> u128 {
     begun.elapsed().as_nanos()
 }
 
-/// What takes its events to one destination, which acknowledges at once.
-pub fn pipeline() -> Arc<Pipeline> {
+/// What takes its events to one destination, which acknowledges at once; long bodies are for `runtime`.
+pub fn pipeline(runtime: &Runtime) -> Arc<Pipeline> {
+    let _there = runtime.enter();
     let observer: Arc<dyn Observer> = Arc::new(Unobserved);
     let sink = FakeSink::new(SinkId::new(0, "sink"));
     let routes = json!([{ "when": "source == \"test\" && attr.action == \"opened\"", "to": [{ "sink": "sink" }] }]);
