@@ -221,6 +221,18 @@ impl Drop for Entered {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn long_bodies_are_for_the_threads_that_are_meant_for_them() {
+        let mut aside = tokio::runtime::Builder::new_current_thread();
+        let aside = aside.thread_name("aside").build().expect("a runtime");
+        let turns = Turns::new(1, aside.handle().clone());
+        let name = || std::thread::current().name().map(str::to_owned);
+        let ran_on = async |bytes| turns.run(bytes, Deadline::after(Duration::from_secs(10)), name).await;
+        assert_eq!(ran_on(Turns::BODY_BYTES_MIN).await.as_deref(), Some("aside"));
+        assert_eq!(ran_on(Turns::BODY_BYTES_MIN - 1).await, name());
+        aside.shutdown_background();
+    }
+
     #[test]
     fn what_does_not_fit_is_refused_and_what_leaves_makes_room() {
         let admission = Admission::new(2, 10);
