@@ -477,7 +477,7 @@ impl Broker for Rabbit {
 
     async fn restart(&mut self) {
         self.server.restart().await;
-        // RabbitMQ does not fsync a binding: one that was made just before it was killed is gone.
+        // Killed, it may have forgotten that.
         self.make_destination().await;
     }
 

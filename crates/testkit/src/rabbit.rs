@@ -153,7 +153,8 @@ impl RabbitServer {
         self.process.wait(LIMIT).await
     }
 
-    /// Kills it (SIGKILL), if it runs.
+    /// Kills it (SIGKILL), if it runs. RabbitMQ does not fsync a binding: one that was made just before is to be made again after the
+    /// restart.
     pub fn kill(&mut self) {
         self.process.kill();
     }

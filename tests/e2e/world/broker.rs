@@ -104,7 +104,7 @@ impl Broker {
             Server::Nats(nats) => nats.restart().await,
             Server::Rabbit(rabbit) => {
                 rabbit.restart().await;
-                // RabbitMQ does not fsync a binding: one that was made just before it was killed is gone.
+                // Killed, it may have forgotten that.
                 rabbit.wire().await.bind(PLACE, PLACE, "#").await;
             }
             #[cfg(feature = "kafka")]

@@ -71,7 +71,7 @@ impl Place {
         wire.bind(&self.name, &self.name, "hooks.#").await;
     }
 
-    /// Starts a server again that was killed. RabbitMQ does not fsync a binding: one that was made just before is gone.
+    /// Starts a server again that was killed, and binds anew.
     pub(crate) async fn restart(&self, server: &mut RabbitServer) {
         server.restart().await;
         server.wire().await.bind(&self.name, &self.name, "hooks.#").await;
